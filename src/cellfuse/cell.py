@@ -1,0 +1,489 @@
+"""The `@cell` decorator: a cell is one function of one time step, plus the facts a reader needs.
+
+Does not run anything over time: see `cellfuse.nn` for the layer.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from cellfuse.errors import CellError, ShapeError, TraceError
+from cellfuse.graph.expr import Expr, leaf, node
+from cellfuse.graph.graph import Graph
+from cellfuse.graph.ops import BLOCKS, Shape
+from cellfuse.graph.simplify import simplify
+from cellfuse.graph.trace import Symbol, expr_of, refuse, run
+
+RECURRENCES = ("dense", "diagonal", "blocks")
+
+# A number; a (low, high) pair for a uniform draw; "uniform" for torch's own +-1/sqrt(H); or a function
+# that fills a tensor in place.
+Initial = float | tuple[float, float] | str | Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a cell besides the matrices and biases of its gates.
+
+    Attributes:
+        per: "unit" ([H]), "gate" ([G*H], read as p.k for gate k) or "cell" (one number).
+        initial: the value at the start.
+        learned: False makes it a constant: a buffer of the layer, without gradient.
+        is_bias: True leaves it out (zero) in a layer made with bias=False.
+    """
+
+    per: str
+    initial: Initial
+    learned: bool = True
+    is_bias: bool = False
+
+
+def per_unit(initial: Initial, *, learned: bool = True, is_bias: bool = False) -> Parameter:
+    """A parameter with one value per hidden unit, shape [H]."""
+    return Parameter("unit", initial, learned, is_bias)
+
+
+def per_gate(initial: Initial, *, learned: bool = True, is_bias: bool = False) -> Parameter:
+    """A parameter with one value per gate and hidden unit, [G*H]; gate k's part is `p.k`."""
+    return Parameter("gate", initial, learned, is_bias)
+
+
+def scalar(initial: Initial, *, learned: bool = True, is_bias: bool = False) -> Parameter:
+    """A parameter of one number for the whole cell, shape []."""
+    return Parameter("cell", initial, learned, is_bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A recurrent cell: the function of one time step and its facts. Made by `cell`.
+
+    Call it with tensors and it computes one step as plain PyTorch: `cell(gate, *states, *parameters)`.
+
+    Attributes:
+        name: the function's name.
+        function: the step as the user wrote it.
+        gates: gate names in packing order: rows of `weight_ih` and `weight_hh` follow it.
+        states: state names; `gate.k.h` reads the first one.
+        recurrence: "dense" (one matrix per gate), "diagonal" (one weight per unit) or "blocks"
+            (block-diagonal; the layer takes num_heads).
+        biases: which of "ih" (added to W x) and "hh" (added to R h) exist.
+        parameters: further parameters by name, see `per_unit`, `per_gate`, `scalar`.
+        projected: the state of width P that `gate.project` makes, or "" (see proj_size).
+        initial: initial values that differ from torch's uniform +-1/sqrt(H), by parameter name or
+            "parameter.gate"; and of states, by state name (0 otherwise).
+        source: paper and equations the step is taken from.
+        deviation: where the step differs from the source, and why; empty if it does not.
+        aten: name of torch's own operator for exactly this cell, or "".
+    """
+
+    name: str
+    function: Callable
+    gates: tuple[str, ...]
+    states: tuple[str, ...]
+    recurrence: str = "dense"
+    biases: tuple[str, ...] = ("ih", "hh")
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    projected: str = ""
+    initial: Mapping[str, Initial] = field(default_factory=dict)
+    source: str = ""
+    deviation: str = ""
+    aten: str = ""
+
+    def __post_init__(self) -> None:
+        _check_facts(self)
+        _ = self.step, self.step_without_bias  # trace now, so that mistakes show at the definition
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    @cached_property
+    def step(self) -> Graph:
+        """Graph of one time step, with biases."""
+        return _trace(self, has_bias=True)
+
+    @cached_property
+    def step_without_bias(self) -> Graph:
+        """Graph of one time step for a layer with bias=False."""
+        return _trace(self, has_bias=False)
+
+    @cached_property
+    def input_gates(self) -> tuple[str, ...]:
+        """The gates with an input product, in packing order: the rows of weight_ih."""
+        used = {i.label for i in self.step.of_role("input product")}
+        return tuple(gate for gate in self.gates if f"{gate}.x" in used)
+
+    @cached_property
+    def recurrent_gates(self) -> tuple[str, ...]:
+        """The gates with a recurrent weight, in packing order: the rows of weight_hh."""
+        inputs = self.step.of_role("matrix") + self.step.of_role("diagonal")
+        used = {i.label for i in inputs}
+        return tuple(gate for gate in self.gates if f"R_{gate}" in used)
+
+    @cached_property
+    def output_is_a_state(self) -> bool:
+        """Whether the output is the new value of one of the states."""
+        output, *states = self.step.results
+        return output in states
+
+    def width(self, state: str) -> str:
+        """Axis letter of a state: "P" for the projected one, else "H"."""
+        return "P" if state == self.projected else "H"
+
+    def layer(self, *args: Any, **kwargs: Any) -> Any:
+        """A layer of this cell with torch.nn.LSTM's arguments: see `cellfuse.nn.Layer`."""
+        return _made_by_nn("layer")(self, *args, **kwargs)
+
+    def one_step(self, *args: Any, **kwargs: Any) -> Any:
+        """A module for one time step, as torch.nn.LSTMCell: see `cellfuse.nn.OneStep`."""
+        return _made_by_nn("one_step")(self, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<cell {self.name}: gates {' '.join(self.gates)}, states {' '.join(self.states)}>"
+
+    def __deepcopy__(self, memo: dict) -> Cell:
+        return self  # immutable
+
+    def __reduce__(self) -> tuple:
+        module, name = self.function.__module__, self.function.__qualname__
+        if _look_up(module, name) is not self:
+            raise CellError(
+                f"cell {self.name} cannot be pickled: {module}.{name} is not it. "
+                "Define the cell at the top level of a module, under the function's own name."
+            )
+        return _load, (module, name)
+
+
+# Filled by cellfuse.nn, which is to the right of this module and cannot be imported here.
+_factories: dict[str, Callable] = {}
+
+
+def _made_by_nn(what: str) -> Callable:
+    if what not in _factories:
+        raise CellError(f"`cell.{what}` needs the layers: write `import cellfuse` first.")
+    return _factories[what]
+
+
+def _look_up(module: str, name: str) -> Any:
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _load(module: str, name: str) -> Cell:
+    """Find a pickled cell again by the place it was defined in."""
+    __import__(module)
+    found = _look_up(module, name)
+    if not isinstance(found, Cell):
+        raise CellError(f"no cell {name} in module {module}; it was there when it was saved.")
+    return found
+
+
+def _names(given: str | tuple[str, ...] | list[str], what: str) -> tuple[str, ...]:
+    """ "rzn", "r z n" or ("r", "z", "n") as a tuple."""
+    if isinstance(given, str):
+        given = given.split() if " " in given else list(given)
+    names = tuple(given)
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise CellError(f"{what}={given!r}: {name!r} is not a name such as 'f' or 'forget'")
+    if len(set(names)) != len(names):
+        raise CellError(f"{what}={given!r}: a name appears twice")
+    return names
+
+
+def cell(
+    *,
+    gates: str | tuple[str, ...] | list[str],
+    states: str | tuple[str, ...] | list[str] = "h",
+    recurrence: str = "dense",
+    biases: tuple[str, ...] = ("ih", "hh"),
+    parameters: Mapping[str, Parameter] | None = None,
+    projected: str = "",
+    initial: Mapping[str, Initial] | None = None,
+    source: str,
+    deviation: str = "",
+    aten: str = "",
+) -> Callable[[Callable], Cell]:
+    """Turn a function of one time step into a `Cell`.
+
+    The function takes `gate`, then each state, then each parameter, by these names, and returns the
+    new value of each state in the same order; the first one is the output. A cell whose output is not
+    a state returns `output, (state, ...)`.
+
+    Inside, `gate.k.x` is W_k x + b_k (the input product), `gate.k.h` is R_k h + b_k with h the first
+    state (the recurrent product), `gate.k` is their sum, and `gate.k.of(v)` is R_k v + b_k for any value
+    v computed so far in the step. Each gate has one R_k. All values are [B, H]; hidden-axis functions
+    (softmax, cumsum, layer_norm, sum with keepdim=True) take dim=-1.
+
+    Args:
+        gates: gate names, one letter each ("rzn") or separated by blanks; this is the packing order.
+        states: state names in the same form.
+        recurrence, biases, parameters, projected, initial, source, deviation, aten: see `Cell`.
+
+    Raises:
+        CellError: the facts and the function do not fit together.
+        TraceError: the function does something that cannot be traced; names its line.
+
+    Example:
+        @cf.cell(gates="fn", states="h", source="Zhou et al. 2016, arXiv:1603.09420")
+        def mgu(gate, h):
+            f = torch.sigmoid(gate.f)
+            n = torch.tanh(gate.n.x + gate.n.of(f * h))
+            return (1 - f) * h + f * n
+    """
+
+    def wrap(function: Callable) -> Cell:
+        return Cell(
+            name=function.__name__,
+            function=function,
+            gates=_names(gates, "gates"),
+            states=_names(states, "states"),
+            recurrence=recurrence,
+            biases=tuple(biases),
+            parameters=dict(parameters or {}),
+            projected=projected,
+            initial=dict(initial or {}),
+            source=source,
+            deviation=deviation,
+            aten=aten,
+        )
+
+    return wrap
+
+
+def _check_facts(cell: Cell) -> None:
+    """The facts fit together and the function takes what they promise."""
+    if not cell.states:
+        raise CellError(f"{cell.name}: a recurrent cell needs at least one state, such as states='h'")
+    if not cell.gates:
+        raise CellError(f"{cell.name}: a cell needs at least one gate, such as gates='n'")
+    if cell.recurrence not in RECURRENCES:
+        raise CellError(f"{cell.name}: recurrence={cell.recurrence!r}; use one of {RECURRENCES}")
+    if not set(cell.biases) <= {"ih", "hh"}:
+        raise CellError(f"{cell.name}: biases={cell.biases!r}; use 'ih', 'hh' or both")
+    if cell.projected and cell.projected not in cell.states:
+        raise CellError(f"{cell.name}: projected={cell.projected!r} is not one of {cell.states}")
+    taken = {*cell.gates, *cell.states, "gate", "size", "output"}
+    for name in cell.parameters:
+        if name in taken:
+            raise CellError(f"{cell.name}: a gate or state has the parameter's name {name} already")
+    if "project" in cell.gates:
+        raise CellError(f"{cell.name}: gate.project is the projection; call the gate otherwise")
+    wanted = ("gate", *cell.states, *cell.parameters)
+    given = tuple(inspect.signature(cell.function).parameters)
+    if given != wanted:
+        raise CellError(
+            f"{cell.name}: the function takes ({', '.join(given)}); with these states and parameters "
+            f"it must take ({', '.join(wanted)})"
+        )
+    names = {*cell.states, "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"}
+    for name in cell.initial:
+        stem, _, gate = name.partition(".")
+        if stem not in names or (gate and gate not in cell.gates):
+            raise CellError(
+                f"{cell.name}: initial={{{name!r}: ...}} names nothing; use a state, or one of "
+                "weight_ih, weight_hh, weight_hr, bias_ih, bias_hh, alone or with a gate: 'bias_ih.f'"
+            )
+
+
+class _Gate(Symbol):
+    """`gate.k`: the sum of its two parts, made only if it is used."""
+
+    def __init__(self, name: str, tracing: _Tracing) -> None:
+        object.__setattr__(self, "_name", name)
+        object.__setattr__(self, "_tracing", tracing)
+
+    @property
+    def expr(self) -> Expr:
+        return node("add", self.x.expr, self.h.expr)
+
+    @property
+    def x(self) -> Symbol:
+        return Symbol(self._tracing.input_product(self._name))
+
+    @property
+    def h(self) -> Symbol:
+        first = self._tracing.cell.states[0]
+        return self.of(Symbol(self._tracing.states[first]))
+
+    def of(self, value: Any) -> Symbol:
+        operand = expr_of(value)
+        try:
+            return Symbol(self._tracing.recurrent_product(self._name, operand))
+        except ShapeError as error:
+            refuse(str(error))
+
+
+class _Gates:
+    """`gate`: the gates by name, and the projection."""
+
+    def __init__(self, tracing: _Tracing) -> None:
+        self._tracing = tracing
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        cell = self._tracing.cell
+        if name not in cell.gates:
+            refuse(f"gate.{name}: the gates of {cell.name} are {' '.join(cell.gates)}.")
+        return _Gate(name, self._tracing)
+
+    def project(self, value: Any) -> Symbol:
+        """The projection W_hr v, from H units to P."""
+        cell = self._tracing.cell
+        if not cell.projected:
+            refuse(
+                "gate.project needs a projected state.",
+                f'@cell(..., projected="{cell.states[0]}")',
+            )
+        matrix = self._tracing.use(leaf("W_hr", ("P", "H"), "matrix"))
+        return Symbol(node("product", matrix, expr_of(value)))
+
+
+class _GateParts:
+    """A per-gate parameter: `p.k` is gate k's part."""
+
+    def __init__(self, name: str, parameter: Parameter, tracing: _Tracing) -> None:
+        self._name, self._parameter, self._tracing = name, parameter, tracing
+
+    def __getattr__(self, gate: str) -> Symbol:
+        if gate.startswith("__"):
+            raise AttributeError(gate)
+        gates = self._tracing.cell.gates
+        if gate not in gates:
+            refuse(f"{self._name}.{gate}: the gates are {' '.join(gates)}.")
+        return self._tracing.parameter(f"{self._name}.{gate}", ("H",), self._parameter)
+
+
+class _Tracing:
+    """One run of a cell's function on symbols."""
+
+    def __init__(self, cell: Cell, has_bias: bool) -> None:
+        self.cell, self.has_bias = cell, has_bias
+        self.states = {s: leaf(s, (cell.width(s),), "state") for s in cell.states}
+        self.used: dict[str, Expr] = {}
+        self.operands: dict[str, Expr] = {}
+
+    def use(self, expr: Expr) -> Expr:
+        return self.used.setdefault(expr.label, expr)
+
+    def parameter(self, label: str, shape: Shape, parameter: Parameter) -> Symbol:
+        if parameter.is_bias and not self.has_bias:
+            return Symbol(expr_of(0.0))
+        return Symbol(self.use(leaf(label, shape, "parameter")))
+
+    def input_product(self, gate: str) -> Expr:
+        return self.use(leaf(f"{gate}.x", ("H",), "input product"))
+
+    def recurrent_product(self, gate: str, operand: Expr) -> Expr:
+        cell, known = self.cell, self.operands.get(gate)
+        if known is not None and known is not operand:
+            refuse(
+                f"gate {gate} multiplies two different values by its one recurrent matrix R_{gate}.",
+                "a further gate for the second value: it may have a recurrent part only",
+            )
+        self.operands[gate] = operand
+        if cell.recurrence == "diagonal":
+            product = node("mul", self.use(leaf(f"R_{gate}", ("H",), "diagonal")), operand)
+        elif cell.recurrence == "blocks":
+            matrix = self.use(leaf(f"R_{gate}", BLOCKS, "matrix"))
+            product = node("blocks_product", matrix, operand)
+        else:
+            shape = ("H", *operand.shape) if operand.shape else ("H", "H")
+            matrix = self.use(leaf(f"R_{gate}", shape, "matrix"))
+            product = node("product", matrix, operand)
+        if self.has_bias and "hh" in cell.biases:
+            product = node("add", product, self.use(leaf(f"{gate}.b", ("H",), "bias")))
+        return product
+
+    def argument(self, name: str, parameter: Parameter) -> Any:
+        if parameter.per == "gate":
+            return _GateParts(name, parameter, self)
+        return self.parameter(name, ("H",) if parameter.per == "unit" else (), parameter)
+
+    def inputs(self) -> tuple[Expr, ...]:
+        """Every leaf the function used, by role and in packing order."""
+        cell, wanted = self.cell, []
+        wanted += [f"{gate}.x" for gate in cell.gates]
+        wanted += [f"R_{gate}" for gate in cell.gates] + [f"{gate}.b" for gate in cell.gates]
+        wanted += ["W_hr"]
+        for name, parameter in cell.parameters.items():
+            wanted += [f"{name}.{g}" for g in cell.gates] if parameter.per == "gate" else [name]
+        used = [self.used[label] for label in wanted if label in self.used]
+        inputs = [expr for expr in used if expr.role == "input product"]
+        rest = [expr for expr in used if expr.role != "input product"]
+        return (*inputs, *self.states.values(), *rest)
+
+
+def _trace(cell: Cell, *, has_bias: bool) -> Graph:
+    """Run the function on symbols and return the graph of the step."""
+    tracing = _Tracing(cell, has_bias)
+    states = [Symbol(expr) for expr in tracing.states.values()]
+    extra = [tracing.argument(name, parameter) for name, parameter in cell.parameters.items()]
+    result, variables = run(cell.function, (_Gates(tracing), *states, *extra), {})
+    output, new_states = _outcome(cell, result)
+    used = {label.partition(".")[0] for label in tracing.used}
+    for name, parameter in cell.parameters.items():
+        if name not in used and not (parameter.is_bias and not has_bias):
+            raise CellError(f"{cell.name}: parameter {name} is never used; leave it out.")
+    for gate in cell.gates:
+        if f"{gate}.x" not in tracing.used and f"R_{gate}" not in tracing.used:
+            raise CellError(f"{cell.name}: gate {gate} is never used; leave it out of gates=.")
+    outputs = [("output", output)]
+    for state, expr in zip(cell.states, new_states, strict=True):
+        outputs.append((f"new {state}", _of_width(cell, state, expr, tracing.states[state])))
+    if not output.shape:
+        outputs[0] = ("output", node("expand", output, tracing.states[cell.states[0]]))
+    names = _variable_names(variables, cell)
+    return simplify(Graph(cell.name, tracing.inputs(), tuple(outputs), names))
+
+
+def _outcome(cell: Cell, result: Any) -> tuple[Expr, tuple[Expr, ...]]:
+    """(output, new states) from what the function returned."""
+    parts = result if isinstance(result, tuple) else (result,)
+    output: Any = None
+    if len(parts) == 2 and isinstance(parts[1], tuple):
+        output, parts = parts
+    if len(parts) != len(cell.states):
+        raise TraceError(
+            f"{cell.name}: takes {len(cell.states)} state(s) ({', '.join(cell.states)}) but returns "
+            f"{len(parts)}. Return the new value of every state, in the order they are taken; if the "
+            "output is none of them, return output, (state, ...)."
+        )
+    for part in (*parts, *(() if output is None else (output,))):
+        if not isinstance(part, Symbol | int | float):
+            raise TraceError(
+                f"{cell.name}: returned a {type(part).__name__}; return values computed from the "
+                "gates, states and parameters."
+            )
+    states = tuple(expr_of(part) for part in parts)
+    if any(expr.is_truth for expr in states):
+        raise TraceError(f"{cell.name}: a state is true or false; return torch.where(c, 1.0, 0.0)")
+    return (states[0] if output is None else expr_of(output)), states
+
+
+def _of_width(cell: Cell, state: str, expr: Expr, before: Expr) -> Expr:
+    """A new state must be as wide as the old one; a number is expanded."""
+    if not expr.shape:
+        return node("expand", expr, before)
+    if expr.shape != before.shape:
+        raise CellError(
+            f"{cell.name}: state {state} is [{', '.join(before.shape)}] but its new value is "
+            f"[{', '.join(expr.shape)}]. gate.project(v) makes the state named by projected=."
+        )
+    return expr
+
+
+def _variable_names(variables: dict[str, Any], cell: Cell) -> tuple[tuple[Expr, str], ...]:
+    """The user's names of inner values; arguments keep their labels."""
+    names: dict[Expr, str] = {}
+    for name, value in variables.items():
+        if isinstance(value, Symbol) and not isinstance(value, _Gate) and not value.expr.is_leaf:
+            names.setdefault(value.expr, name)
+    return tuple(names.items())

@@ -1,0 +1,1 @@
+"""The mathematics of one time step: operations, expressions, tracing, gradients, printed forms."""

@@ -1,0 +1,177 @@
+"""Checks of a layer's options, input and states. Types and leading words of the errors are torch.nn's;
+what follows says what to write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cellfuse.cell import Cell
+from cellfuse.errors import InputError, OptionError, OptionTypeError, ShapeError
+from cellfuse.runtime.private import is_any_autocast_enabled
+
+
+def check_type(name: str, value: Any, wanted: type) -> None:
+    """Options have exactly the types torch.nn wants (True is not a size, 1 is not a bool)."""
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise OptionTypeError(
+            f"{name} should be of type {wanted.__name__}, got: {type(value).__name__} ({value!r})"
+        )
+
+
+def check_sizes(input_size: Any, hidden_size: Any, num_layers: Any) -> None:
+    """input_size, hidden_size and num_layers are positive integers."""
+    for name, value in (("input_size", input_size), ("hidden_size", hidden_size)):
+        check_type(name, value, int)
+        if value <= 0:
+            raise OptionError(f"{name} must be greater than zero, got {value}")
+    check_type("num_layers", num_layers, int)
+    if num_layers <= 0:
+        raise OptionError(f"num_layers must be greater than zero, got {num_layers}")
+
+
+def check_dropout(dropout: Any) -> None:
+    """A probability."""
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+        raise OptionError(
+            "dropout should be a number in range [0, 1] representing the probability of an element "
+            f"being zeroed, got {dropout!r}"
+        )
+
+
+def check_projection(cell: Cell, hidden_size: int, proj_size: Any) -> None:
+    """proj_size fits the cell."""
+    check_type("proj_size", proj_size, int)
+    if proj_size < 0:
+        raise OptionError(
+            f"proj_size should be a positive integer or zero to disable projections, got {proj_size}"
+        )
+    if proj_size >= hidden_size:
+        raise OptionError(
+            f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}"
+        )
+    if proj_size and not cell.projected:
+        raise OptionError(
+            "proj_size argument is only supported for LSTM, not RNN or GRU: "
+            f"the cell {cell.name} has no projected state"
+        )
+    if cell.projected and not proj_size:
+        raise OptionError(f"{cell.name} projects its state {cell.projected}: give proj_size=P, P >= 1")
+
+
+def check_heads(cell: Cell, hidden_size: int, num_heads: Any) -> None:
+    """num_heads fits the cell and divides hidden_size."""
+    check_type("num_heads", num_heads, int)
+    if num_heads != 1 and cell.recurrence != "blocks":
+        raise OptionError(
+            f"num_heads={num_heads}: the recurrence of {cell.name} is {cell.recurrence}; only cells "
+            "with recurrence='blocks' have heads"
+        )
+    if num_heads < 1 or hidden_size % num_heads:
+        raise OptionError(f"num_heads={num_heads} must divide hidden_size={hidden_size}")
+
+
+def check_dtype(name: str, input: Tensor, weight: Tensor) -> None:
+    """The input has the dtype of the weights, or autocast will see to it; the device is the same."""
+    if not isinstance(input, Tensor):
+        raise OptionTypeError(
+            f"{name}: input must be a Tensor or a PackedSequence, got {type(input).__name__}"
+        )
+    if input.dtype != weight.dtype and not is_any_autocast_enabled():
+        raise InputError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). Convert "
+            f"input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+        )
+    if input.device != weight.device:
+        raise ShapeError(
+            f"Input and parameter tensors are not at the same device, found input tensor at "
+            f"{input.device} and parameter tensor at {weight.device}. Write input.to({weight.device!s})"
+            " or model.to(...)"
+        )
+
+
+def check_features(name: str, input: Tensor, input_size: int, weight: str, batch_first: bool) -> None:
+    """The last axis is input_size wide."""
+    given = input.size(-1)
+    if given == input_size:
+        return
+    hint = ""
+    if input.dim() == 3 and input_size in input.shape:
+        axis = list(input.shape).index(input_size)
+        hint = f" Axis {axis} is {input_size} long: is the input transposed?"
+    elif input.dim() == 3 and not batch_first:
+        hint = " If your data is [B, T, I], make the layer with batch_first=True."
+    raise ShapeError(
+        f"input.size(-1) must be equal to input_size. Expected {input_size}, got {given}. "
+        f"{name}: the input is {list(input.shape)}; this layer was made with input_size={input_size} "
+        f"({weight}).{hint}"
+    )
+
+
+def state_tuple(cell: Cell, hx: Any, name: str) -> tuple[Tensor, ...]:
+    """`hx` as one tensor per state; a single state may come bare, as in torch."""
+    wanted = len(cell.states)
+    if wanted == 1 and isinstance(hx, Tensor):
+        return (hx,)
+    if isinstance(hx, tuple | list) and len(hx) == wanted:
+        for value in hx:
+            if not isinstance(value, Tensor):
+                raise OptionTypeError(f"{name}: hx holds a {type(value).__name__}, not a Tensor")
+        return tuple(hx)
+    given = type(hx).__name__ if not isinstance(hx, tuple | list) else f"{len(hx)} values"
+    form = "h_0" if wanted == 1 else f"({', '.join(f'{state}_0' for state in cell.states)})"
+    raise OptionTypeError(f"{name}: hx must be {form}, got {given}")
+
+
+def check_states(
+    states: tuple[Tensor, ...], shapes: list[tuple[int, ...]], cell: Cell, input: Tensor
+) -> None:
+    """Each initial state has its shape, and the input's dtype and device."""
+    for state, shape, name in zip(states, shapes, cell.states, strict=True):
+        if tuple(state.shape) != shape:
+            which = "hidden size" if len(states) == 1 else f"{_WORD.get(name, name)} size"
+            text = f"Expected {which} {shape}, got {list(state.shape)}"
+            if len(states) > 1 and name == cell.states[0]:
+                text = f"Expected hidden[0] size {shape}, got {list(state.shape)}"
+            elif len(states) > 1:
+                place = cell.states.index(name)
+                text = f"Expected hidden[{place}] size {shape}, got {list(state.shape)}"
+            raise ShapeError(
+                f"{text}: state {name} is [L*D, B, width], and batch_first does not apply to it"
+            )
+        if state.device != input.device:
+            raise ShapeError(
+                f"Input and hidden tensors are not at the same device, found input tensor at "
+                f"{input.device} and hidden tensor at {state.device}"
+            )
+        if state.dtype != input.dtype and not is_any_autocast_enabled():
+            raise ShapeError(
+                f"Input and hidden tensors are not the same dtype, found input tensor with "
+                f"{input.dtype} and hidden tensor with {state.dtype}. Write hx.to({input.dtype})"
+            )
+
+
+_WORD = {"h": "hidden", "c": "cell"}
+
+
+def check_batch_sizes(batch_sizes: Tensor, input: Tensor) -> None:
+    """A PackedSequence made by hand may lie about its own data."""
+    if batch_sizes.numel() and int(batch_sizes.sum()) != len(input):
+        raise ShapeError(
+            f"PackedSequence: batch_sizes add up to {int(batch_sizes.sum())}, data has {len(input)} rows"
+        )
+
+
+def warn_of_idle_dropout(dropout: float, num_layers: int) -> str:
+    """torch's warning for dropout= with one layer; empty if there is nothing to warn of."""
+    if dropout == 0 or num_layers > 1:
+        return ""
+    return (
+        "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
+        f"num_layers greater than 1, but got dropout={dropout} and num_layers={num_layers}. "
+        "For dropout on the output, put torch.nn.Dropout after the layer."
+    )
+
+

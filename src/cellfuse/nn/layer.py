@@ -1,0 +1,373 @@
+"""Layer: one cell over time, in layers and directions, with weights. torch.nn.LSTM's interface.
+
+The computation is elsewhere: `forward` checks, brings the input to [T, B, I] or to packed form, and hands
+a Case to `cellfuse.runtime`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from cellfuse.cell import Cell
+from cellfuse.errors import InputError, ShapeError
+from cellfuse.nn import arguments
+from cellfuse.nn.parameters import Slot, initialise, slots
+from cellfuse.runtime import choice
+from cellfuse.runtime.case import Case
+
+State = Tensor | tuple[Tensor, ...]
+
+
+class Layer(nn.RNNBase):
+    """A recurrent layer of any cell. `cf.LSTM`, `cf.GRU`, `cf.RNN` are this class with the cell chosen.
+
+    Letters: T time steps, B batch, I input_size, H hidden_size, P proj_size, L num_layers,
+    D directions (2 if bidirectional), S states.
+
+    Args:
+        cell: the cell, see `cellfuse.cell`.
+        input_size: I, features of the input.
+        hidden_size: H, units.
+        num_layers: L; layer k > 0 reads the output of layer k - 1.
+        bias: whether the gates have biases.
+        batch_first: whether input and output are [B, T, ...]; states never are.
+        dropout: probability of zeroing an output between layers, in training; none after the last.
+        bidirectional: a second direction runs from the last time step to the first; the outputs of
+            both are joined, forward first.
+        proj_size: P, width of the projected state, for a cell that has one.
+        num_heads: N, blocks of a block-diagonal recurrence, for a cell that has one.
+        device, dtype: of the parameters.
+        backend: "auto", or the name of one backend, which then runs or says why it cannot.
+
+    Parameters are named and laid out as torch.nn names them: weight_ih_l{k} [G*H, I] (D*H columns for
+    k > 0), weight_hh_l{k} [G*H, H] ([G*H] if diagonal, [G*H, H/N] in blocks), bias_ih_l{k}, bias_hh_l{k}
+    [G*H], weight_hr_l{k} [P, H], the cell's own, each again with `_reverse`. Rows are blocks of H per
+    gate in the cell's packing order, for the gates that have that part.
+
+    Raises:
+        OptionError, OptionTypeError: an option is wrong.
+
+    Exactness: error against float64 at most twice that of torch.nn in the same precision.
+    """
+
+    cell: Cell
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        num_heads: int = 1,
+        backend: str = "auto",
+    ) -> None:
+        # Not RNNBase's own: it knows three cells only. It is the base for `isinstance` in users' code.
+        nn.Module.__init__(self)
+        arguments.check_dropout(dropout)
+        arguments.check_type("bias", bias, bool)
+        arguments.check_type("batch_first", batch_first, bool)
+        arguments.check_sizes(input_size, hidden_size, num_layers)
+        arguments.check_projection(cell, hidden_size, proj_size)
+        arguments.check_heads(cell, hidden_size, num_heads)
+        choice.check_name(backend)
+        idle = arguments.warn_of_idle_dropout(dropout, num_layers)
+        if idle:
+            warnings.warn(idle, stacklevel=2)
+        self.cell = cell
+        self.mode = _MODES.get(cell.name, cell.name.upper())
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bool(bidirectional)
+        self.proj_size = proj_size
+        self.num_heads = num_heads
+        self.backend = backend
+        for suffix, made in self._blocks():
+            for slot in made:
+                value = torch.empty(slot.shape, device=device, dtype=dtype)
+                if slot.learned:
+                    self.register_parameter(slot.name + suffix, nn.Parameter(value))
+                else:
+                    self.register_buffer(slot.name + suffix, value)
+        self.reset_parameters()
+
+    # Plain nn.Module behaviour: weights are read by name at every call, so nothing is cached that
+    # could go stale under .to(), functional_call, parametrize or DataParallel.
+    __setattr__ = nn.Module.__setattr__
+    _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__setstate__(self, state)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Layer:
+        nn.Module._apply(self, fn, recurse)
+        return self
+
+    @property
+    def num_directions(self) -> int:
+        """D."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def output_size(self) -> int:
+        """D*H, or D*P with a projection: features of the output."""
+        return self.num_directions * (self.proj_size or self.hidden_size)
+
+    def _blocks(self) -> list[tuple[str, list[Slot]]]:
+        """(suffix, parameters) of every layer and direction, in torch's order."""
+        made = []
+        for layer in range(self.num_layers):
+            width = self.input_size if layer == 0 else self.output_size
+            slot_list = slots(
+                self.cell,
+                width,
+                self.hidden_size,
+                bias=self.bias,
+                proj_size=self.proj_size,
+                num_heads=self.num_heads,
+            )
+            made += [(f"_l{layer}{way}", slot_list) for way in ("", "_reverse")[: self.num_directions]]
+        return made
+
+    def reset_parameters(self) -> None:
+        """Draw new initial values, the same as torch.nn's for the same seed."""
+        for suffix, made in self._blocks():
+            values = {slot.name: getattr(self, slot.name + suffix) for slot in made}
+            initialise(values, self.cell, made, self.hidden_size)
+
+    def flatten_parameters(self) -> None:
+        """Join the weights in memory for cuDNN, where torch's operator would do so at each call.
+
+        Does nothing elsewhere; no result depends on it.
+        """
+        first = next(self.parameters(), None)
+        if first is not None and first.is_cuda and self.cell.aten:
+            nn.RNNBase.flatten_parameters(self)
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:  # type: ignore[override]
+        """Per layer and direction its parameters, in torch's order."""
+        return [[getattr(self, s.name + suffix) for s in made] for suffix, made in self._blocks()]
+
+    @property
+    def _flat_weights_names(self) -> list[str]:
+        return [slot.name + suffix for suffix, made in self._blocks() for slot in made]
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._flat_weights_names]
+
+    def extra_repr(self) -> str:
+        """The options that differ from their defaults, as torch.nn prints them."""
+        text = f"{self.input_size}, {self.hidden_size}"
+        defaults = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False}
+        defaults |= {"dropout": 0.0, "bidirectional": False, "num_heads": 1, "backend": "auto"}
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if value != default:
+                text += f", {name}={value!r}" if isinstance(value, str) else f", {name}={value}"
+        return text
+
+    def _get_name(self) -> str:
+        return type(self).__name__ if type(self) is not Layer else f"{self.cell.name}.layer"
+
+    def initial_states(self, batch_size: int, like: Tensor) -> tuple[Tensor, ...]:
+        """The states before the first time step, [L*D, B, H] each: zeros unless the cell differs."""
+        made = []
+        for state, shape in zip(self.cell.states, self._state_shapes(batch_size), strict=True):
+            value = self.cell.initial.get(state, 0.0)
+            made.append(torch.full(shape, float(value), dtype=like.dtype, device=like.device))  # type: ignore[arg-type]
+        return tuple(made)
+
+    def _state_shapes(self, batch_size: int) -> list[tuple[int, ...]]:
+        count = self.num_layers * self.num_directions
+        widths = {"H": self.hidden_size, "P": self.proj_size}
+        return [(count, batch_size, widths[self.cell.width(s)]) for s in self.cell.states]
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor | PackedSequence, hx: State | None = None
+    ) -> tuple[Tensor | PackedSequence, State]:
+        """Run the cell over a sequence.
+
+        Args:
+            input: [T, B, I]; [B, T, I] if `batch_first`; [T, I] for one sequence without a batch; or a
+                PackedSequence, sorted or not.
+            hx: the initial states, [L*D, B, H] each ([L*D, H] without a batch), the projected one P
+                wide; a tensor if the cell has one state, else a tuple. None: zeros.
+
+        Returns:
+            output: [T, B, D*H] (as `input`: batch-first, unbatched or packed): the last layer's
+                output at every time step. Forward and reverse output are joined, forward first.
+            states: as `hx`, after the last time step: entry k = layer * D + direction. For the
+                reverse direction the last time step is t = 0.
+
+        Raises:
+            InputError: wrong number of dimensions or dtype.
+            ShapeError: a size or device disagrees.
+            BackendError: a backend was asked for by name and cannot run this.
+        """
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx)
+        self._check_input(input)
+        is_batched, batch_dim = input.dim() == 3, 0 if self.batch_first else 1
+        if not is_batched:
+            input = input.unsqueeze(batch_dim)
+        if self.batch_first:
+            input = input.transpose(0, 1)
+        if hx is None:
+            states = self.initial_states(input.size(1), input)
+        else:
+            states = arguments.state_tuple(self.cell, hx, self._get_name())
+            states = self._batched_states(states, is_batched)
+            arguments.check_states(states, self._state_shapes(input.size(1)), self.cell, input)
+        output, finals = choice.run(self._case(input, states), self.backend)
+        if self.batch_first:
+            output = output.transpose(0, 1)
+        if not is_batched:
+            output = output.squeeze(batch_dim)
+            finals = tuple(state.squeeze(1) for state in finals)
+        return output, finals if len(finals) > 1 else finals[0]
+
+    def _forward_packed(
+        self, packed: PackedSequence, hx: State | None
+    ) -> tuple[PackedSequence, State]:
+        input, batch_sizes, sorted_indices, unsorted_indices = packed
+        self._check_input(input, is_packed=True)
+        arguments.check_batch_sizes(batch_sizes, input)
+        batch_size = int(batch_sizes[0])
+        if hx is None:
+            states = self.initial_states(batch_size, input)
+        else:
+            states = arguments.state_tuple(self.cell, hx, self._get_name())
+            arguments.check_states(states, self._state_shapes(batch_size), self.cell, input)
+            states = tuple(_take(state, sorted_indices) for state in states)
+        output, finals = choice.run(self._case(input, states, batch_sizes), self.backend)
+        finals = tuple(_take(state, unsorted_indices) for state in finals)
+        made = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return made, finals if len(finals) > 1 else finals[0]
+
+    def step(self, x_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """One time step, for streaming: the same as `forward` on a sequence of one step.
+
+        Args:
+            x_t: [B, I], or [I] without a batch. `batch_first` does not matter: there is no time axis.
+            state: as `hx` of `forward`, and as this method returns it. None: the initial states.
+
+        Returns:
+            y_t: [B, H] (P with a projection), or [H] without a batch.
+            state: the new states, to be given to the next call.
+
+        Raises:
+            InputError: wrong number of dimensions, or a bidirectional layer, whose reverse direction
+                needs the end of the sequence first.
+            ShapeError: a size disagrees.
+        """
+        if self.bidirectional:
+            raise InputError(
+                f"{self._get_name()}.step: a bidirectional layer cannot run step by step, because its "
+                "reverse direction starts at the last time step. Make it with bidirectional=False."
+            )
+        if not isinstance(x_t, Tensor) or x_t.dim() not in (1, 2):
+            given = f"{x_t.dim()}D" if isinstance(x_t, Tensor) else type(x_t).__name__
+            raise InputError(
+                f"{self._get_name()}.step: expected x_t [B, I] or [I], got {given}. For a whole "
+                "sequence call the layer itself."
+            )
+        time_dim = 1 if self.batch_first and x_t.dim() == 2 else 0
+        output, new_state = self(x_t.unsqueeze(time_dim), state)
+        return output.squeeze(time_dim), new_state
+
+    def why_not(self, input: Tensor | PackedSequence) -> dict[str, str]:
+        """For every backend why it cannot run this input; empty text where it can.
+
+        The first one that can is the one `backend="auto"` takes.
+        """
+        if isinstance(input, PackedSequence):
+            value, sizes = input.data, input.batch_sizes
+            return choice.reasons(self._case(value, self.initial_states(int(sizes[0]), value), sizes))
+        self._check_input(input)
+        value = input if input.dim() == 3 else input.unsqueeze(0 if self.batch_first else 1)
+        value = value.transpose(0, 1) if self.batch_first else value
+        return choice.reasons(self._case(value, self.initial_states(value.size(1), value)))
+
+    def _weights(self, suffix: str, made: list[Slot]) -> Mapping[str, Tensor]:
+        return {slot.name: getattr(self, slot.name + suffix) for slot in made}
+
+    def _case(
+        self, input: Tensor, states: tuple[Tensor, ...], batch_sizes: Tensor | None = None
+    ) -> Case:
+        return Case(
+            cell=self.cell,
+            has_bias=self.bias,
+            hidden_size=self.hidden_size,
+            proj_size=self.proj_size,
+            num_heads=self.num_heads,
+            num_layers=self.num_layers,
+            num_directions=self.num_directions,
+            dropout=self.dropout if self.training else 0.0,
+            weights=tuple(self._weights(suffix, made) for suffix, made in self._blocks()),
+            input=input,
+            states=states,
+            batch_sizes=batch_sizes,
+        )
+
+    def _check_input(self, input: Tensor, is_packed: bool = False) -> None:
+        name, weight = self._get_name(), next(iter(self.parameters()), None)
+        if not isinstance(input, Tensor):
+            arguments.check_dtype(name, input, torch.empty(0))
+        if not is_packed and input.dim() not in (2, 3):
+            raise InputError(
+                f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead. Give [T, B, I], "
+                "[B, T, I] with batch_first=True, or [T, I] for one sequence."
+            )
+        if is_packed and input.dim() != 2:
+            raise ShapeError(
+                f"input must have 2 dimensions, got {input.dim()}: {name} takes a PackedSequence whose "
+                "data is [N, I]"
+            )
+        if weight is not None:
+            arguments.check_dtype(name, input, getattr(self, self._flat_weights_names[0]))
+            shape = f"weight_ih_l0 is {list(getattr(self, self._flat_weights_names[0]).shape)}"
+            arguments.check_features(name, input, self.input_size, shape, self.batch_first)
+
+    def _batched_states(self, states: tuple[Tensor, ...], is_batched: bool) -> tuple[Tensor, ...]:
+        """States with a batch axis; their number of dimensions follows the input's."""
+        wanted, kind = (3, "batched 3-D") if is_batched else (2, "unbatched 2-D")
+        if all(state.dim() == wanted for state in states):
+            return states if is_batched else tuple(state.unsqueeze(1) for state in states)
+        given = ", ".join(f"{state.dim()}-D" for state in states)
+        if len(states) == 1:
+            text = f"For {kind} input, hx should also be {wanted}-D but got {given} tensor"
+        else:
+            text = f"For {kind} input, hx and cx should also be {wanted}-D but got ({given}) tensors"
+        shape = "[L*D, B, H]" if is_batched else "[L*D, H]"
+        raise ShapeError(f"{text}: each state is {shape}")
+
+
+# The names torch.nn gives its modes; some code reads `layer.mode`.
+_MODES = {"rnn": "RNN_TANH", "rnn_relu": "RNN_RELU", "projected_lstm": "LSTM"}
+
+
+def _take(state: Tensor, indices: Tensor | None) -> Tensor:
+    """Reorder the sequences of a state [L*D, B, H]."""
+    return state if indices is None else state.index_select(1, indices)

@@ -1,0 +1,101 @@
+"""RNN, GRU and LSTM: torch.nn's names and constructor arguments for three cells of the registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cellfuse.cells.gru import gru
+from cellfuse.cells.lstm import lstm, projected_lstm
+from cellfuse.cells.rnn import rnn, rnn_relu
+from cellfuse.errors import OptionError
+from cellfuse.nn.layer import Layer
+
+
+class RNN(Layer):
+    """Simple recurrent network; in place of torch.nn.RNN. Arguments and results: see `Layer`.
+
+    nonlinearity: "tanh" or "relu". Source: Elman 1990.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        cell = cell_of_nonlinearity(nonlinearity)
+        options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
+        super().__init__(cell, input_size, hidden_size, *options, backend=backend)
+        self.nonlinearity = nonlinearity
+
+
+class GRU(Layer):
+    """Gated recurrent unit; in place of torch.nn.GRU. Arguments and results: see `Layer`.
+
+    Source: Cho et al. 2014, arXiv:1406.1078; the reset gate acts after the recurrent product.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
+        super().__init__(gru, input_size, hidden_size, *options, backend=backend)
+
+
+class LSTM(Layer):
+    """Long short-term memory; in place of torch.nn.LSTM. Arguments and results: see `Layer`.
+
+    States are (h, c). With proj_size=P, h is P wide and c stays H wide.
+    Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000; projection: Sak et al. 2014.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        cell = projected_lstm if proj_size else lstm
+        options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
+        super().__init__(cell, input_size, hidden_size, *options, backend=backend)
+
+
+def cell_of_nonlinearity(nonlinearity: str) -> Any:
+    """The simple recurrent cell with this non-linearity."""
+    cells = {"tanh": rnn, "relu": rnn_relu}
+    if nonlinearity not in cells:
+        raise OptionError(
+            f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
+        )
+    return cells[nonlinearity]

@@ -1,0 +1,43 @@
+"""The aten backend: torch's own operators (oneDNN, cuDNN, ATen) for the cells torch has.
+
+A cell is torch's if it says so (`Cell.aten`); everything else runs elsewhere.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cellfuse.runtime.case import Case, Result
+from cellfuse.runtime.private import is_forward_ad_active, is_functorch_active, torch_operator
+
+
+def why_not(case: Case) -> str:
+    """Why torch's operator cannot run this case; empty if it can."""
+    input = case.input
+    if not case.cell.aten:
+        return f"torch has no operator for the cell {case.cell.name}"
+    if input.numel() == 0 or 0 in case.states[0].shape:
+        return "torch's operators refuse empty sequences"
+    if is_functorch_active():
+        return "torch's operators have no batching rule for torch.func"
+    if is_forward_ad_active():
+        return "torch's operators have no forward-mode derivative"
+    if torch.compiler.is_compiling():
+        return "torch.compile unrolls torch's operator and then leaves out the dropout between layers"
+    return ""
+
+
+def run(case: Case) -> Result:
+    """Run the whole stack in one call of torch's operator."""
+    flat = [weight for weights in case.weights for weight in weights.values()]
+    hx = case.states if len(case.states) > 1 else case.states[0]
+    # Always in training mode where a gradient is wanted: cuDNN has no backward in evaluation mode, and
+    # with dropout 0 (as Case has it outside of training) the two modes are the same.
+    is_training = case.dropout > 0 or torch.is_grad_enabled()
+    shape = (case.has_bias, case.num_layers, case.dropout, is_training, case.num_directions == 2)
+    operator = torch_operator(case.cell.aten)
+    if case.batch_sizes is None:
+        output, *states = operator(case.input, hx, flat, *shape, False)
+    else:
+        output, *states = operator(case.input, case.batch_sizes, hx, flat, *shape)
+    return output, tuple(states)

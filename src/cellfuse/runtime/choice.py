@@ -1,0 +1,42 @@
+"""Which backend runs a case, and why the others do not. The table is in order of preference."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from cellfuse.errors import BackendError, OptionError
+from cellfuse.runtime import aten, eager
+from cellfuse.runtime.case import Case, Result
+
+BACKENDS: dict[str, ModuleType] = {"aten": aten, "eager": eager}
+
+
+def check_name(backend: str) -> None:
+    """Raise OptionError unless `backend` is "auto" or a name in BACKENDS."""
+    if backend != "auto" and backend not in BACKENDS:
+        raise OptionError(f"backend={backend!r}: use 'auto' or one of {', '.join(BACKENDS)}")
+
+
+def reasons(case: Case) -> dict[str, str]:
+    """For every backend why it cannot run the case; empty where it can."""
+    return {name: module.why_not(case) for name, module in BACKENDS.items()}
+
+
+def choose(case: Case, backend: str = "auto") -> str:
+    """Name of the backend that runs the case: the first that can, or the one asked for.
+
+    Raises:
+        BackendError: the one asked for cannot; says why.
+    """
+    if backend != "auto":
+        why = BACKENDS[backend].why_not(case)
+        if why:
+            raise BackendError(f"backend={backend!r} cannot run this: {why}. Use backend='auto'.")
+        return backend
+    return next(name for name, module in BACKENDS.items() if not module.why_not(case))
+
+
+def run(case: Case, backend: str = "auto") -> Result:
+    """Run a case on the chosen backend."""
+    result: Result = BACKENDS[choose(case, backend)].run(case)
+    return result

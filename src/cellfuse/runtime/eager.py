@@ -1,0 +1,183 @@
+"""The eager backend: a Python loop over time in plain torch. Any cell, device, dtype, derivative.
+
+The input product is made once for all time steps, before the loop. Slow next to a fused kernel: it is
+the correctness baseline and the fallback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cellfuse.runtime.case import Case, Result, Weights
+from cellfuse.runtime.torch_text import Product, torch_step
+
+States = tuple[Tensor, ...]
+# (input products of one time step, states) -> (output, new states)
+Step = Callable[[Tensor, States], tuple[Tensor, States]]
+
+
+def why_not(case: Case) -> str:
+    """The eager backend takes every case."""
+    del case
+    return ""
+
+
+def run(case: Case) -> Result:
+    """Run the stack: layer by layer, direction by direction, step by step."""
+    device_type = case.input.device.type
+    if torch.is_autocast_enabled(device_type):
+        # As torch's own layers under autocast: everything in the low precision, output included.
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            return _run(_cast(case, dtype))
+    return _run(case)
+
+
+def _cast(case: Case, dtype: torch.dtype) -> Case:
+    return replace(
+        case,
+        input=case.input.to(dtype),
+        states=tuple(state.to(dtype) for state in case.states),
+        weights=tuple({k: v.to(dtype) for k, v in w.items()} for w in case.weights),
+    )
+
+
+def _run(case: Case) -> Result:
+    value, finals = case.input, []
+    sizes = None if case.batch_sizes is None else case.batch_sizes.tolist()
+    for layer in range(case.num_layers):
+        outputs = []
+        for direction in range(case.num_directions):
+            k = layer * case.num_directions + direction
+            states = tuple(state[k] for state in case.states)
+            output, final = _run_direction(case, k, value, states, direction == 1, sizes)
+            outputs.append(output)
+            finals.append(final)
+        value = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        if case.dropout and layer < case.num_layers - 1:
+            value = F.dropout(value, case.dropout, training=True)
+    return value, tuple(torch.stack(each) for each in zip(*finals, strict=True))
+
+
+def _run_direction(
+    case: Case, k: int, value: Tensor, states: States, is_reverse: bool, sizes: list[int] | None
+) -> tuple[Tensor, States]:
+    weights = case.weights[k]
+    step = make_step(case, weights)
+    products = input_products(case, weights, value)
+    if sizes is None:
+        return _over_time(step, products, states, is_reverse, case)
+    return _over_packed(step, products.split(sizes), states, is_reverse)
+
+
+def input_products(case: Case, weights: Weights, value: Tensor) -> Tensor:
+    """W x + b of every gate with an input part, [..., G*H]; no columns if no gate has one."""
+    if not case.cell.input_gates:
+        return value[..., :0]
+    return F.linear(value, weights["weight_ih"], weights.get("bias_ih"))
+
+
+def make_step(case: Case, weights: Weights) -> Step:
+    """The function of one time step with its weights cut up once, before the loop."""
+    cell, made = case.cell, torch_step(case.step)
+    fixed = _leaf_values(case, weights)
+    joined = [part for product in made.products for part in _rows(case, weights, product)]
+    size = _sizes(case, weights)
+    num_gates, states = len(cell.input_gates), set(cell.states)
+    wanted = [label for label in made.inputs if not label.endswith(".x") and label not in states]
+    constants = [fixed[label] for label in wanted]
+
+    def step(products: Tensor, values: States) -> tuple[Tensor, States]:
+        gates = products.chunk(num_gates, -1) if num_gates else ()
+        output, *new = made.function(*gates, *values, *constants, *joined, size)
+        return output, tuple(new)
+
+    return step
+
+
+def _rows(case: Case, weights: Weights, product: Product) -> tuple[Tensor, Tensor | None]:
+    """The rows of weight_hh and bias_hh that a joined product multiplies by."""
+    places = [case.cell.recurrent_gates.index(gate) for gate in product.gates]
+    rows = _gate_rows(weights["weight_hh"], places, case.hidden_size)
+    bias = _gate_rows(weights["bias_hh"], places, case.hidden_size) if product.has_bias else None
+    return rows, bias
+
+
+def _gate_rows(packed: Tensor, places: Sequence[int], hidden_size: int) -> Tensor:
+    """The rows of some gates; a view where they are neighbours."""
+    if list(places) == list(range(places[0], places[0] + len(places))):
+        return packed.narrow(0, places[0] * hidden_size, len(places) * hidden_size)
+    return torch.cat([packed.narrow(0, p * hidden_size, hidden_size) for p in places])
+
+
+def _leaf_values(case: Case, weights: Weights) -> dict[str, Tensor]:
+    """Every leaf that stays the same over time, by its label in the graph."""
+    cell, H = case.cell, case.hidden_size
+    values: dict[str, Tensor] = {}
+    for place, gate in enumerate(cell.recurrent_gates):
+        rows = weights["weight_hh"].narrow(0, place * H, H)
+        if cell.recurrence == "blocks":
+            rows = rows.reshape(case.num_heads, H // case.num_heads, -1)
+        values[f"R_{gate}"] = rows
+        if "bias_hh" in weights:
+            values[f"{gate}.b"] = weights["bias_hh"].narrow(0, place * H, H)
+    if "weight_hr" in weights:
+        values["W_hr"] = weights["weight_hr"]
+    for name, parameter in cell.parameters.items():
+        if name in weights and parameter.per == "gate":
+            parts = weights[name].chunk(len(cell.gates))
+            values.update((f"{name}.{g}", p) for g, p in zip(cell.gates, parts, strict=True))
+        elif name in weights:
+            values[name] = weights[name]
+    return values
+
+
+def _sizes(case: Case, weights: Weights) -> dict[str, Tensor]:
+    """The number of units of each axis, for graphs that read it."""
+    like = next(iter(weights.values()), case.input)
+    return {"H": like.new_tensor(case.hidden_size), "P": like.new_tensor(case.proj_size)}
+
+
+def _over_time(
+    step: Step, products: Tensor, states: States, is_reverse: bool, case: Case
+) -> tuple[Tensor, States]:
+    """Equal lengths: products [T, B, G*H]."""
+    outputs = []
+    for product in reversed(products.unbind(0)) if is_reverse else products.unbind(0):
+        output, states = step(product, states)
+        outputs.append(output)
+    if not outputs:
+        width = case.proj_size or case.hidden_size
+        return products.new_empty(0, states[0].shape[0], width), states
+    return torch.stack(outputs[::-1] if is_reverse else outputs), states
+
+
+def _over_packed(
+    step: Step, products: Sequence[Tensor], states: States, is_reverse: bool
+) -> tuple[Tensor, States]:
+    """Packed: at each time step only the first so many sequences, longest first, are alive."""
+    outputs = []
+    if is_reverse:
+        alive = tuple(state[: len(products[-1])] for state in states)
+        for product in reversed(products):
+            start, stop = len(alive[0]), len(product)
+            if stop > start:  # sequences that end here begin their way back
+                joining = (state[start:stop] for state in states)
+                alive = tuple(torch.cat(pair) for pair in zip(alive, joining, strict=True))
+            output, alive = step(product, alive)
+            outputs.append(output)
+        return torch.cat(outputs[::-1]), alive
+    ended: list[States] = []
+    for product in products:
+        if len(product) < len(states[0]):
+            ended.append(tuple(state[len(product) :] for state in states))
+            states = tuple(state[: len(product)] for state in states)
+        output, states = step(product, states)
+        outputs.append(output)
+    parts = [states, *reversed(ended)]
+    return torch.cat(outputs), tuple(torch.cat(each) for each in zip(*parts, strict=True))

@@ -1,0 +1,26 @@
+"""The few private names of torch that cellfuse needs, each with a test in tests/test_private.py."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+
+def is_functorch_active() -> bool:
+    """Whether a torch.func transform (vmap, grad, jvp) is running."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def is_forward_ad_active() -> bool:
+    """Whether a forward-mode level of torch.autograd.forward_ad is open."""
+    return bool(forward_ad._current_level >= 0)
+
+
+def torch_operator(name: str):  # type: ignore[no-untyped-def]
+    """torch's own recurrent operator, as torch.nn calls it: lstm, gru, rnn_tanh, rnn_relu."""
+    return getattr(torch._VF, name)
+
+
+def is_any_autocast_enabled() -> bool:
+    """Whether autocast is on for any device type."""
+    return bool(torch._C._is_any_autocast_enabled())
