@@ -67,8 +67,9 @@ def simplify(graph: Graph) -> Graph:
     new: dict[Expr, Expr] = {}
     for expr in order(graph.results):
         new[expr] = expr if expr.is_leaf else _rewrite(expr, tuple(new[arg] for arg in expr.args))
-    names = tuple((new[expr], name) for expr, name in graph.names if expr in new)
     outputs = tuple((name, new[expr]) for name, expr in graph.outputs)
+    left = set(order(expr for _, expr in outputs))
+    names = tuple((new[e], name) for e, name in graph.names if e in new and new[e] in left)
     return Graph(graph.name, graph.inputs, outputs, names)
 
 

@@ -8,7 +8,12 @@ from __future__ import annotations
 import torch
 
 from cellfuse.runtime.case import Case, Result
-from cellfuse.runtime.private import is_forward_ad_active, is_functorch_active, torch_operator
+from cellfuse.runtime.private import (
+    has_onednn_bfloat16,
+    is_forward_ad_active,
+    is_functorch_active,
+    torch_operator,
+)
 
 
 def why_not(case: Case) -> str:
@@ -24,7 +29,18 @@ def why_not(case: Case) -> str:
         return "torch's operators have no forward-mode derivative"
     if torch.compiler.is_compiling():
         return "torch.compile unrolls torch's operator and then leaves out the dropout between layers"
+    if _onednn_lacks(case):
+        return "oneDNN has no LSTM in this precision on this processor, and torch calls it all the same"
     return ""
+
+
+def _onednn_lacks(case: Case) -> bool:
+    """Whether torch would ask oneDNN for a low-precision LSTM that the processor cannot run."""
+    input = case.input
+    if case.cell.aten != "lstm" or input.device.type != "cpu" or case.batch_sizes is not None:
+        return False
+    low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+    return low in (torch.bfloat16, torch.float16) and not has_onednn_bfloat16()
 
 
 def run(case: Case) -> Result:

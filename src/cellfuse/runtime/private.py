@@ -24,3 +24,8 @@ def torch_operator(name: str):  # type: ignore[no-untyped-def]
 def is_any_autocast_enabled() -> bool:
     """Whether autocast is on for any device type."""
     return bool(torch._C._is_any_autocast_enabled())
+
+
+def has_onednn_bfloat16() -> bool:
+    """Whether oneDNN computes in bfloat16 on this processor (AVX-512 with bf16 or AMX)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

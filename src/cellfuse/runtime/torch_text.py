@@ -139,6 +139,8 @@ class TorchStep:
     function: Callable[..., tuple[torch.Tensor, ...]]
 
 
+# Dynamo would trace through the cache; the result depends on the graph alone.
+@torch.compiler.assume_constant_result
 @lru_cache(maxsize=512)
 def torch_step(graph: Graph) -> TorchStep:
     """The function of one time step, with products of the same value joined into one call."""

@@ -1,0 +1,173 @@
+"""Graph of one step -> its equations as people write them, in Unicode or LaTeX.
+
+The user's own variable names stand on the left; everything without a name is written out in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cellfuse.graph.expr import Expr, order
+from cellfuse.graph.graph import Graph
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How one operation is written.
+
+    Attributes:
+        unicode, latex: templates for str.format.
+        binds: how tightly it holds together: 1 sums, 2 products, 3 functions and names. An argument
+            that binds less than `inside` is put in brackets.
+        inside: see `binds`; the second argument of - and / needs one more.
+    """
+
+    unicode: str
+    latex: str
+    binds: int = 3
+    inside: int = 0
+
+
+def _call(name: str, latex: str = "") -> Spelling:
+    latex = latex or rf"\operatorname{{{name}}}"
+    return Spelling(name + "({0})", latex + r"\left({0}\right)")
+
+
+# One row per operation of the table; a test holds it complete.
+SPELLINGS: dict[str, Spelling] = {
+    "add": Spelling("{0} + {1}", "{0} + {1}", 1, 1),
+    "sub": Spelling("{0} − {1}", "{0} - {1}", 1, 1),
+    "mul": Spelling("{0} ⊙ {1}", r"{0} \odot {1}", 2, 2),
+    "div": Spelling("{0} / {1}", r"\frac{{{0}}}{{{1}}}", 2, 2),
+    "neg": Spelling("−{0}", "-{0}", 1, 2),
+    "pow": Spelling("{0}^{1}", "{0}^{{{1}}}", 3, 4),
+    "abs": Spelling("|{0}|", r"\left|{0}\right|"),
+    "sign": _call("sign"),
+    "sqrt": Spelling("√({0})", r"\sqrt{{{0}}}"),
+    "exp": _call("exp", r"\exp"),
+    "log": _call("log", r"\log"),
+    "sin": _call("sin", r"\sin"),
+    "cos": _call("cos", r"\cos"),
+    "erf": _call("erf"),
+    "tanh": _call("tanh", r"\tanh"),
+    "sigmoid": _call("σ", r"\sigma"),
+    "relu": _call("relu"),
+    "softplus": _call("softplus"),
+    "max": Spelling("max({0}, {1})", r"\max\left({0}, {1}\right)"),
+    "min": Spelling("min({0}, {1})", r"\min\left({0}, {1}\right)"),
+    "where": Spelling(
+        "({1} if {0} else {2})",
+        r"\begin{{cases}} {1} & {0} \\ {2} & \text{{otherwise}} \end{{cases}}",
+    ),
+    "lt": Spelling("{0} < {1}", "{0} < {1}", 0, 1),
+    "le": Spelling("{0} ≤ {1}", r"{0} \le {1}", 0, 1),
+    "gt": Spelling("{0} > {1}", "{0} > {1}", 0, 1),
+    "ge": Spelling("{0} ≥ {1}", r"{0} \ge {1}", 0, 1),
+    "eq": Spelling("{0} = {1}", "{0} = {1}", 0, 1),
+    "ne": Spelling("{0} ≠ {1}", r"{0} \ne {1}", 0, 1),
+    "and": Spelling("{0} and {1}", r"{0} \land {1}", -1, 0),
+    "or": Spelling("{0} or {1}", r"{0} \lor {1}", -1, 0),
+    "not": Spelling("not {0}", r"\lnot {0}", -1, 3),
+    "detach": _call("detach"),
+    "sum": Spelling("Σ({0})", r"\sum_k \left({0}\right)_k"),
+    "amax": Spelling("maxₖ({0})", r"\max_k \left({0}\right)_k"),
+    "cumsum": _call("cumsum"),
+    "cumsum_reversed": _call("cumsum_reversed", r"\operatorname{cumsum\_reversed}"),
+    "expand": Spelling("{0}", "{0}"),
+    "product": Spelling("{0} {1}", "{0} {1}", 2, 3),
+    "product_t": Spelling("{0}ᵀ {1}", r"{0}^{{\top}} {1}", 2, 3),
+    "outer": Spelling("{0} {1}ᵀ", r"{0} {1}^{{\top}}", 2, 3),
+    "blocks_product": Spelling("{0} {1}", "{0} {1}", 2, 3),
+    "blocks_product_t": Spelling("{0}ᵀ {1}", r"{0}^{{\top}} {1}", 2, 3),
+    "blocks_outer": Spelling("blocks({0} {1}ᵀ)", r"\operatorname{{blocks}}({0} {1}^{{\top}})"),
+}
+
+
+def equations(graph: Graph, style: str = "unicode") -> list[tuple[str, str]]:
+    """(left, right) of every equation of a step, in the order of the computation.
+
+    style: "unicode" or "latex". A state on the right is the one before this time step; new states
+    and the output come last, with a prime: h′.
+    """
+    names = dict(graph.names)
+    new: dict[Expr, str] = {}
+    for name, expr in graph.outputs:
+        if name.startswith("new "):
+            new.setdefault(expr, _mark(name.removeprefix("new "), style))
+    states = {leaf.label for leaf in graph.of_role("state")}
+    left = {e: _variable(n + "_" if n in states else n, style) for e, n in names.items()} | new
+    in_order = order([*(expr for expr in names if expr not in new), *graph.results])
+    left |= _repeated(graph, left)
+    rows = []
+    for expr in in_order:
+        if expr in left and not expr.is_leaf:
+            rows.append((left[expr], _write(expr, left, style, top=True)[0]))
+    for name, expr in graph.outputs:
+        label = "y" if name == "output" else _mark(name.removeprefix("new "), style)
+        if left.get(expr) != label and not (name == "output" and expr in new):
+            rows.append((label, _write(expr, left, style, top=False)[0]))
+    return rows
+
+
+def _repeated(graph: Graph, left: dict[Expr, str]) -> dict[Expr, str]:
+    """Names u1, u2, ... for long values that the user did not name and that are used more than once."""
+    users: dict[Expr, int] = {}
+    for expr in order(graph.results):
+        for arg in expr.args:
+            users[arg] = users.get(arg, 0) + 1
+    made: dict[Expr, str] = {}
+    for expr in order(graph.results):
+        if users.get(expr, 0) > 1 and expr not in left and not expr.is_leaf:
+            text, _ = _write(expr, left | made, "unicode", top=True)
+            if len(text) > 32:
+                made[expr] = f"u{len(made) + 1}"
+    return made
+
+
+def _mark(state: str, style: str) -> str:
+    return f"{state}′" if style == "unicode" else f"{_variable(state, style)}'"
+
+
+def _variable(name: str, style: str) -> str:
+    if style == "unicode":
+        return name
+    stem, _, rest = name.partition("_")
+    letter = stem if len(stem) == 1 else rf"\mathrm{{{stem}}}"
+    rest = rest.replace("_", r"\_")
+    return f"{letter}_{{{rest}}}" if rest else letter
+
+
+def _leaf(expr: Expr, style: str) -> tuple[str, int]:
+    """A leaf's text and how tightly it binds."""
+    stem, dot, gate = expr.label.partition(".")
+    if expr.role == "input product":
+        text = f"W_{stem} x + b_{stem}" if style == "unicode" else f"W_{{{stem}}} x + b_{{{stem}}}"
+        return text, 1
+    if expr.role == "bias":
+        return (f"d_{stem}" if style == "unicode" else f"d_{{{stem}}}"), 3
+    if expr.role in ("matrix", "diagonal"):
+        head, _, rest = expr.label.partition("_")
+        return (expr.label if style == "unicode" else f"{head}_{{{rest}}}"), 3
+    return _variable(f"{stem}_{gate}" if dot else stem, style), 3
+
+
+def _write(expr: Expr, left: dict[Expr, str], style: str, *, top: bool) -> tuple[str, int]:
+    """Text of an expression and how tightly it binds."""
+    if expr in left and not top:
+        return left[expr], 3
+    if expr.op == "input":
+        return _leaf(expr, style)
+    if expr.op == "constant":
+        return f"{expr.value:.6g}".replace("-", "−" if style == "unicode" else "-"), 3
+    if expr.op == "size":
+        return expr.label, 3
+    spelling = SPELLINGS[expr.op]
+    parts = []
+    for place, arg in enumerate(expr.args):
+        text, binds = _write(arg, left, style, top=False)
+        wanted = spelling.inside + (place == 1 and expr.op in ("sub", "div"))
+        if binds < wanted and not (expr.op == "div" and style == "latex"):
+            text = f"({text})" if style == "unicode" else rf"\left({text}\right)"
+        parts.append(text)
+    template = spelling.unicode if style == "unicode" else spelling.latex
+    return template.format(*parts), spelling.binds

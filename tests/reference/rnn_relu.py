@@ -1,0 +1,13 @@
+"""Elman 1990 with relu: h' = relu(W x + b + R h + d)."""
+
+import numpy as np
+
+
+def reference(x, states, w):
+    (h,) = states
+    outputs = []
+    for x_t in x:
+        a = x_t @ w["weight_ih"].T + w.get("bias_ih", 0) + h @ w["weight_hh"].T + w.get("bias_hh", 0)
+        h = np.maximum(a, 0)
+        outputs.append(h)
+    return np.stack(outputs), (h,)

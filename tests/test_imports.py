@@ -1,0 +1,50 @@
+"""Data flows one way, so imports do too: a module imports only from its own level's left."""
+
+import ast
+from pathlib import Path
+
+import cellfuse
+
+LEVELS = {"errors": 0, "graph": 1, "cell": 2, "cells": 3, "codegen": 4, "runtime": 5, "nn": 6}
+LEVELS |= {"explain": 7, "train": 7, "bench": 7, "cli": 8, "__init__": 9, "__main__": 9}
+
+
+def imported(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def violations(root):
+    for file in sorted(root.rglob("*.py")):
+        parts = file.relative_to(root).parts
+        here = parts[0].removesuffix(".py")
+        for name in imported(file):
+            top, _, rest = name.partition(".")
+            if top == "cellfuse" and rest:
+                there = rest.split(".")[0]
+                level = LEVELS.get(there, -1)  # a name of the package itself, such as __version__
+                same = there != here and level == LEVELS[here]
+                if level > LEVELS[here] or same:
+                    yield f"{file.relative_to(root)} imports {name}"
+            if top == "torch" and (here == "codegen" or here == "graph" and parts[-1] != "trace.py"):
+                yield f"{file.relative_to(root)} imports torch"
+
+
+def test_imports_point_left():
+    assert list(violations(Path(cellfuse.__file__).parent)) == []
+
+
+def test_the_checker_sees_wrong_imports(tmp_path):
+    (tmp_path / "graph").mkdir()
+    (tmp_path / "train").mkdir()
+    (tmp_path / "graph" / "bad.py").write_text("def f():\n    from cellfuse.nn import layer\n")
+    (tmp_path / "graph" / "heavy.py").write_text("import torch\n")
+    (tmp_path / "train" / "bad.py").write_text("from cellfuse.bench import cases\n")
+    found = "\n".join(violations(tmp_path))
+    assert "graph/bad.py imports cellfuse.nn" in found
+    assert "graph/heavy.py imports torch" in found
+    assert "train/bad.py imports cellfuse.bench" in found
