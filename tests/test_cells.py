@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from compare import OPTIONS, array, assert_same, small_layer
 from torch.autograd import gradcheck, gradgradcheck
 
 import cellfuse as cf
 from cellfuse.graph.show import show
+from compare import OPTIONS, array, assert_same, small_layer
 
 CELLS = sorted(cf.cells.CELLS)
 GOLDEN = Path(__file__).parent / "golden"
@@ -61,9 +61,7 @@ def of_smooth_point(name):
     def function(x, *values):
         states, weights = values[: len(layer.cell.states)], values[len(layer.cell.states) :]
         hx = states if len(states) > 1 else states[0]
-        output, finals = torch.func.functional_call(
-            layer, dict(zip(names, weights, strict=True)), (x, hx)
-        )
+        output, finals = torch.func.functional_call(layer, dict(zip(names, weights, strict=True)), (x, hx))
         return output, *(finals if isinstance(finals, tuple) else (finals,))
 
     return function, (x, *states, *(p.detach().requires_grad_() for p in layer.parameters()))
@@ -94,7 +92,7 @@ def test_step_by_step_is_the_whole_sequence(name):
         first, between = layer(x[:cut])
         second, last = layer(x[cut:], between)
         assert_same(torch.cat([first, second]), output, tolerance=1e-14)
-    finals = zip(*((s,) if isinstance(s, torch.Tensor) else s for s in (state, final, last)))
+    finals = zip(*((s,) if isinstance(s, torch.Tensor) else s for s in (state, final, last)), strict=True)
     for a, b, c in finals:
         assert_same(a, b, tolerance=1e-14)
         assert_same(c, b, tolerance=1e-14)
@@ -106,7 +104,7 @@ def test_one_step_module_is_a_layer_of_one_step(name):
     module = cf.cells.find(name).one_step(3, 4, dtype=torch.float64, **OPTIONS.get(name, {}))
     module.load_state_dict({key[:-3]: value for key, value in layer.state_dict().items()})
     x = torch.randn(2, 3, dtype=torch.float64)
-    wanted, finals = layer(x.unsqueeze(0))
+    _, finals = layer(x.unsqueeze(0))
     new = module(x)
     new = new if isinstance(new, tuple) else (new,)
     for got, want in zip(new, finals if isinstance(finals, tuple) else (finals,), strict=True):
@@ -139,7 +137,7 @@ def test_slstm_stays_finite_where_exp_would_overflow(size):
     with torch.no_grad():
         layer.bias_ih_l0.fill_(size)
     x = torch.randn(20, 3, 2, requires_grad=True)
-    output, states = layer(x)
+    output, _ = layer(x)
     output.sum().backward()
     assert output.isfinite().all()
     assert x.grad.isfinite().all()

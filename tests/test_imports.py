@@ -30,7 +30,7 @@ def violations(root):
                 same = there != here and level == LEVELS[here]
                 if level > LEVELS[here] or same:
                     yield f"{file.relative_to(root)} imports {name}"
-            if top == "torch" and (here == "codegen" or here == "graph" and parts[-1] != "trace.py"):
+            if top == "torch" and (here == "codegen" or (here == "graph" and parts[-1] != "trace.py")):
                 yield f"{file.relative_to(root)} imports torch"
 
 

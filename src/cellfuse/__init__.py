@@ -2,6 +2,7 @@
 
 from cellfuse import cells, errors
 from cellfuse.cell import Cell, cell, per_gate, per_unit, scalar
+from cellfuse.explain import explain
 from cellfuse.nn import GRU, LSTM, RNN, GRUCell, Layer, LSTMCell, OneStep, RNNCell, convert
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "cells",
     "convert",
     "errors",
+    "explain",
     "per_gate",
     "per_unit",
     "scalar",

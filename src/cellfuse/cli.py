@@ -11,7 +11,10 @@ from cellfuse.errors import CellfuseError
 
 # name -> (module with add_arguments and run, one line of help)
 COMMANDS = {
-    "explain": ("cellfuse.explain.command", "what a layer computes: equations, shapes, what is where"),
+    "explain": (
+        "cellfuse.explain.command",
+        "what a layer computes: equations, shapes, what is where",
+    ),
     "train": ("cellfuse.train.command", "train a cell on a task with known results"),
     "bench": ("cellfuse.bench.command", "time a cell against torch.nn and a hand-written loop"),
 }

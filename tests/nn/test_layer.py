@@ -7,11 +7,11 @@ import warnings
 
 import pytest
 import torch
-from compare import assert_same, small_layer
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import cellfuse as cf
+from compare import assert_same, small_layer
 
 THREE = ["RNN", "GRU", "LSTM"]
 
@@ -206,7 +206,7 @@ def test_named_gates_constants_and_operands():
     assert "rate_l0" in dict(layer.named_buffers())
     assert 0.5 <= layer.scale_l0.min()
     x = torch.randn(5, 2, 3)
-    output, (h_n, m_n) = layer(x)
+    output, (h_n, _) = layer(x)
     assert torch.equal(output[-1], h_n[0])
     assert pickle.loads(pickle.dumps(layer))(x)[0].equal(output)
 

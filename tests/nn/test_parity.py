@@ -8,9 +8,7 @@ import torch
 
 import cellfuse as cf
 
-_spec = importlib.util.spec_from_file_location(
-    "parity", Path(__file__).parents[2] / "scripts" / "parity.py"
-)
+_spec = importlib.util.spec_from_file_location("parity", Path(__file__).parents[2] / "scripts" / "parity.py")
 parity = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(parity)
 CASES = list(parity.cases())
@@ -32,9 +30,7 @@ def test_outputs_states_and_every_gradient_equal_torch(name, backend):
 
 def test_the_comparison_sees_a_swapped_gate(monkeypatch):
     rows = cf.runtime.eager._gate_rows
-    monkeypatch.setattr(
-        cf.runtime.eager, "_gate_rows", lambda w, places, H: rows(w, places, H).flip(0)
-    )
+    monkeypatch.setattr(cf.runtime.eager, "_gate_rows", lambda w, places, H: rows(w, places, H).flip(0))
     exact, _ = parity.compare("LSTM", {"num_layers": 1}, "batched", "eager")
     assert exact > 1e-3
 

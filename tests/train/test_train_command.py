@@ -152,7 +152,7 @@ def test_a_wrong_option_is_told_before_anything_starts(train, what):
 
 
 def test_an_unknown_cell_names_the_nearest(train):
-    with pytest.raises(CellError, match="no cell is called 'gruu'.*gru"):
+    with pytest.raises(CellError, match=r"no cell is called 'gruu'.*gru"):
         train("adding", "--cell", "gruu")
 
 

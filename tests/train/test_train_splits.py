@@ -80,8 +80,7 @@ def test_a_pass_can_start_in_the_middle(kind):
 def test_epochs_differ_and_repeat(kind):
     split = SPLITS[kind]()
     first, again, other = (
-        list(chain.from_iterable(map(members, split.batches(4, Part(), epoch=epoch))))
-        for epoch in (1, 1, 2)
+        list(chain.from_iterable(map(members, split.batches(4, Part(), epoch=epoch)))) for epoch in (1, 1, 2)
     )
     assert first == again
     assert first != other

@@ -109,9 +109,7 @@ def test_scores_are_sums_over_terms():
     target = torch.randint(0, 4, (3, 5))
     target[0, 0] = -100
     logs = logits.double().log_softmax(-1)
-    expected = -sum(
-        float(logs[t, b, target[t, b]]) for t in range(3) for b in range(5) if target[t, b] >= 0
-    )
+    expected = -sum(float(logs[t, b, target[t, b]]) for t in range(3) for b in range(5) if target[t, b] >= 0)
     assert float(score.nats(logits, target)) == pytest.approx(expected, rel=1e-6)
     assert float(score.bits(logits, target)) == pytest.approx(expected / math.log(2), rel=1e-6)
     assert int(score.right(logits, logits.argmax(-1))) == 15

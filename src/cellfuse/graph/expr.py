@@ -125,9 +125,7 @@ def node(name: str, *args: Expr | float) -> Expr:
     truths = _TRUTHS.get(name, 0)
     for position, arg in enumerate(nodes):
         if position < truths and not arg.is_truth:
-            raise TraceError(
-                f"`{name}` needs a condition such as a > b, got a number. Write the comparison."
-            )
+            raise TraceError(f"`{name}` needs a condition such as a > b, got a number. Write the comparison.")
         if position >= truths and arg.is_truth:
             raise TraceError(
                 f"`{name}` got a true/false value where a number is needed. "

@@ -91,9 +91,7 @@ class Symbol:
         return (_Batch(), Symbol(size(self.expr.shape[-1])) if self.expr.shape else 1)
 
     @classmethod
-    def __torch_function__(
-        cls, function: Callable, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(cls, function: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", str(function))
         if name == "__get__":  # a property of torch.Tensor, such as .dtype
             name = getattr(getattr(function, "__self__", None), "__name__", name)
@@ -275,8 +273,7 @@ def _hidden_axis(dim: Any) -> None:
 def _kept(keepdim: bool) -> None:
     if not keepdim:
         refuse(
-            "a reduction over the units that drops the axis; the result would not combine with "
-            "other values.",
+            "a reduction over the units that drops the axis; the result would not combine with other values.",
             "the reduction with dim=-1, keepdim=True",
         )
 
@@ -316,7 +313,12 @@ def _mean(input: Any, dim: Any = None, keepdim: bool = False) -> Symbol:
 
 
 def _var(
-    input: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: int = 1
+    input: Any,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: int = 1,
 ) -> Symbol:
     centred = input - _mean(input, dim, keepdim)
     correction = correction if unbiased else 0
@@ -399,15 +401,30 @@ def _full_like(input: Any, fill_value: float) -> Symbol:
 TORCH: dict[str, Callable[..., Any]] = {
     **{name: _one(name) for name in ("abs", "sign", "sqrt", "exp", "log", "sin", "cos", "erf")},
     **{name: _one(name) for name in ("tanh", "sigmoid", "relu", "neg", "detach")},
-    **{"expit": _one("sigmoid"), "absolute": _one("abs"), "negative": _one("neg")},
-    **{"logical_not": _one("not"), "bitwise_not": _one("not")},
-    **{"maximum": _two("max"), "minimum": _two("min"), "mul": _two("mul"), "div": _two("div")},
-    **{"multiply": _two("mul"), "divide": _two("div"), "true_divide": _two("div")},
+    "expit": _one("sigmoid"),
+    "absolute": _one("abs"),
+    "negative": _one("neg"),
+    "logical_not": _one("not"),
+    "bitwise_not": _one("not"),
+    "maximum": _two("max"),
+    "minimum": _two("min"),
+    "mul": _two("mul"),
+    "div": _two("div"),
+    "multiply": _two("mul"),
+    "divide": _two("div"),
+    "true_divide": _two("div"),
     **{name: _two(name) for name in ("lt", "le", "gt", "ge", "eq", "ne", "pow")},
-    **{"less": _two("lt"), "greater": _two("gt"), "less_equal": _two("le")},
-    **{"greater_equal": _two("ge"), "not_equal": _two("ne")},
-    **{"logical_and": _two("and"), "logical_or": _two("or")},
-    **{"__radd__": _add, "__rmul__": _two("mul"), "__and__": _two("and"), "__or__": _two("or")},
+    "less": _two("lt"),
+    "greater": _two("gt"),
+    "less_equal": _two("le"),
+    "greater_equal": _two("ge"),
+    "not_equal": _two("ne"),
+    "logical_and": _two("and"),
+    "logical_or": _two("or"),
+    "__radd__": _add,
+    "__rmul__": _two("mul"),
+    "__and__": _two("and"),
+    "__or__": _two("or"),
     "__rsub__": lambda input, other: make("sub", other, input),
     "__rdiv__": lambda input, other: make("div", other, input),
     "__rpow__": lambda input, other: make("pow", other, input),

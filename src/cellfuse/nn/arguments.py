@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cellfuse.cell import Cell
@@ -49,9 +48,7 @@ def check_projection(cell: Cell, hidden_size: int, proj_size: Any) -> None:
             f"proj_size should be a positive integer or zero to disable projections, got {proj_size}"
         )
     if proj_size >= hidden_size:
-        raise OptionError(
-            f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}"
-        )
+        raise OptionError(f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}")
     if proj_size and not cell.projected:
         raise OptionError(
             "proj_size argument is only supported for LSTM, not RNN or GRU: "
@@ -138,9 +135,7 @@ def check_states(
             elif len(states) > 1:
                 place = cell.states.index(name)
                 text = f"Expected hidden[{place}] size {shape}, got {list(state.shape)}"
-            raise ShapeError(
-                f"{text}: state {name} is [L*D, B, width], and batch_first does not apply to it"
-            )
+            raise ShapeError(f"{text}: state {name} is [L*D, B, width], and batch_first does not apply to it")
         if state.device != input.device:
             raise ShapeError(
                 f"Input and hidden tensors are not at the same device, found input tensor at "
@@ -173,5 +168,3 @@ def warn_of_idle_dropout(dropout: float, num_layers: int) -> str:
         f"num_layers greater than 1, but got dropout={dropout} and num_layers={num_layers}. "
         "For dropout on the output, put torch.nn.Dropout after the layer."
     )
-
-

@@ -110,7 +110,7 @@ class Layer(nn.RNNBase):
 
     # Plain nn.Module behaviour: weights are read by name at every call, so nothing is cached that
     # could go stale under .to(), functional_call, parametrize or DataParallel.
-    __setattr__ = nn.Module.__setattr__
+    __setattr__ = nn.Module.__setattr__  # type: ignore[assignment]
     _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,17 +170,17 @@ class Layer(nn.RNNBase):
         return [[getattr(self, s.name + suffix) for s in made] for suffix, made in self._blocks()]
 
     @property
-    def _flat_weights_names(self) -> list[str]:
+    def _flat_weights_names(self) -> list[str]:  # type: ignore[override]
         return [slot.name + suffix for suffix, made in self._blocks() for slot in made]
 
     @property
-    def _flat_weights(self) -> list[Tensor]:
+    def _flat_weights(self) -> list[Tensor]:  # type: ignore[override]
         return [getattr(self, name) for name in self._flat_weights_names]
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults, as torch.nn prints them."""
         text = f"{self.input_size}, {self.hidden_size}"
-        defaults = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False}
+        defaults: dict[str, Any] = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False}
         defaults |= {"dropout": 0.0, "bidirectional": False, "num_heads": 1, "backend": "auto"}
         for name, default in defaults.items():
             value = getattr(self, name)
@@ -248,9 +248,7 @@ class Layer(nn.RNNBase):
             finals = tuple(state.squeeze(1) for state in finals)
         return output, finals if len(finals) > 1 else finals[0]
 
-    def _forward_packed(
-        self, packed: PackedSequence, hx: State | None
-    ) -> tuple[PackedSequence, State]:
+    def _forward_packed(self, packed: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         self._check_input(input, is_packed=True)
         arguments.check_batch_sizes(batch_sizes, input)
@@ -313,9 +311,7 @@ class Layer(nn.RNNBase):
     def _weights(self, suffix: str, made: list[Slot]) -> Mapping[str, Tensor]:
         return {slot.name: getattr(self, slot.name + suffix) for slot in made}
 
-    def _case(
-        self, input: Tensor, states: tuple[Tensor, ...], batch_sizes: Tensor | None = None
-    ) -> Case:
+    def _case(self, input: Tensor, states: tuple[Tensor, ...], batch_sizes: Tensor | None = None) -> Case:
         return Case(
             cell=self.cell,
             has_bias=self.bias,

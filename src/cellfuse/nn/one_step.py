@@ -105,9 +105,7 @@ class OneStep(nn.Module):
         is_batched = input.dim() == 2
         x = input if is_batched else input.unsqueeze(0)
         if x.size(1) != self.input_size:
-            raise ShapeError(
-                f"input has inconsistent input_size: got {x.size(1)} expected {self.input_size}"
-            )
+            raise ShapeError(f"input has inconsistent input_size: got {x.size(1)} expected {self.input_size}")
         states = self._states(hx, x, is_batched)
         case = Case(
             cell=self.cell,
@@ -147,9 +145,7 @@ class OneStep(nn.Module):
         for place, state in enumerate(states):
             if state.dim() not in (1, 2):
                 what = "hidden" if len(states) == 1 else f"hx[{place}]"
-                raise InputError(
-                    f"{name}: Expected {what} to be 1D or 2D, got {state.dim()}D instead"
-                )
+                raise InputError(f"{name}: Expected {what} to be 1D or 2D, got {state.dim()}D instead")
         if not is_batched:
             states = tuple(state.unsqueeze(0) for state in states)
         for place, (state, letter) in enumerate(zip(states, cell.states, strict=True)):
@@ -161,8 +157,7 @@ class OneStep(nn.Module):
                 )
             if state.size(1) != wanted:
                 raise ShapeError(
-                    f"hidden{place} has inconsistent hidden_size: got {state.size(1)}, "
-                    f"expected {wanted}"
+                    f"hidden{place} has inconsistent hidden_size: got {state.size(1)}, expected {wanted}"
                 )
         return states
 

@@ -69,9 +69,7 @@ def _operand_width(cell: Cell, hidden_size: int, proj_size: int) -> int:
 
 
 @torch.no_grad()
-def initialise(
-    values: dict[str, torch.Tensor], cell: Cell, made: list[Slot], hidden_size: int
-) -> None:
+def initialise(values: dict[str, torch.Tensor], cell: Cell, made: list[Slot], hidden_size: int) -> None:
     """Fill one layer and direction's parameters; torch's uniform +-1/sqrt(H) unless the cell differs.
 
     Draws in the order of the slots, so that the same seed gives torch.nn's own values.

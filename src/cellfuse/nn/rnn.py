@@ -95,7 +95,5 @@ def cell_of_nonlinearity(nonlinearity: str) -> Any:
     """The simple recurrent cell with this non-linearity."""
     cells = {"tanh": rnn, "relu": rnn_relu}
     if nonlinearity not in cells:
-        raise OptionError(
-            f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
-        )
+        raise OptionError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     return cells[nonlinearity]

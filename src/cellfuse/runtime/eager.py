@@ -153,7 +153,8 @@ def _over_time(
         outputs.append(output)
     if not outputs:
         width = case.proj_size or case.hidden_size
-        return products.new_empty(0, states[0].shape[0], width), states
+        # Made from the input, so that an empty output can be differentiated like any other.
+        return products.sum(-1, keepdim=True).expand(0, states[0].shape[0], width), states
     return torch.stack(outputs[::-1] if is_reverse else outputs), states
 
 

@@ -58,7 +58,8 @@ def minimum(value: Any, other: Any, like: torch.Tensor) -> torch.Tensor:
 
 def where(condition: torch.Tensor, value: Any, other: Any, like: torch.Tensor) -> torch.Tensor:
     """torch.where that takes two numbers, in the dtype of the step."""
-    return torch.where(condition, *_tensors(like, value, other))
+    value, other = _tensors(like, value, other)
+    return torch.where(condition, value, other)
 
 
 # One spelling per row of the operation table.
@@ -107,6 +108,7 @@ SPELL: dict[str, str] = {
     "blocks_outer": "blocks_outer({0}, {1}, {2})",
 }
 
+
 @dataclass(frozen=True)
 class Product:
     """Several gates' recurrent products of one value, made by a single call.
@@ -139,11 +141,16 @@ class TorchStep:
     function: Callable[..., tuple[torch.Tensor, ...]]
 
 
-# Dynamo would trace through the cache; the result depends on the graph alone.
-@torch.compiler.assume_constant_result
-@lru_cache(maxsize=512)
 def torch_step(graph: Graph) -> TorchStep:
     """The function of one time step, with products of the same value joined into one call."""
+    # Kept on the graph rather than in a functools cache, which Dynamo refuses to look into.
+    made = graph.__dict__.get("torch_step")
+    if made is None:
+        made = graph.__dict__["torch_step"] = _torch_step(graph)
+    return made
+
+
+def _torch_step(graph: Graph) -> TorchStep:
     products, parts, hidden = _join_products(graph)
     inside = {f"R_{gate}" for product in products for gate in product.gates}
     inside |= {f"{gate}.b" for product in products if product.has_bias for gate in product.gates}
@@ -238,9 +245,7 @@ def _source(graph: Graph, arguments: list[str], spell: Spell) -> str:
             text[expr] = f"size[{expr.label!r}]"
         elif expr.op != "input":
             text[expr] = f"v{len(lines)}"
-            lines.append(
-                f"{text[expr]} = {SPELL[expr.op].format(*(text[arg] for arg in expr.args))}"
-            )
+            lines.append(f"{text[expr]} = {SPELL[expr.op].format(*(text[arg] for arg in expr.args))}")
     results = ", ".join(text[expr] for expr in graph.results)
     head = f"def step({', '.join([*arguments, 'size'])}):"
     return "\n    ".join([head, *lines, f"return ({results},)"]) + "\n"

@@ -55,8 +55,7 @@ def check_projection(cell: Cell, proj_size: int) -> None:
     if proj_size and not cell.projected:
         those = ", ".join(name for name, other in cells.CELLS.items() if other.projected)
         raise TaskError(
-            f"--proj-size {proj_size}: {cell.name} has no projected state. "
-            f"Cells that have one: {those}."
+            f"--proj-size {proj_size}: {cell.name} has no projected state. Cells that have one: {those}."
         )
     if cell.projected and not proj_size:
         raise TaskError(f"{cell.name} projects its state to P features. Write --proj-size P.")

@@ -1,8 +1,8 @@
 """A run on disk: written whole or not at all, and read back only if it fits.
 
-The file is torch's own format with its SHA-256 behind it: torch.load does not mind, and does not see
-a changed byte in a tensor itself. It holds tensors, numbers and text only, so that reading one never
-runs code.
+The file is torch's own format with its SHA-256 behind it: torch.load does not mind, and does not
+see a changed byte in a tensor by itself. It holds tensors, numbers and text only, so that reading
+one never runs code.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _difference(path: Path, name: str, theirs: Any, ours: Any) -> str:
     if name == "equation":
         return (
-            f"{path} was made with another equation of this cell: its file, or cellfuse, has changed. "
-            "Restore it, or start a new run with another --out."
+            f"{path} was made with another equation of this cell: its file, or cellfuse, has "
+            "changed. Restore it, or start a new run with another --out."
         )
     flag = "--set" if name == "options" else "--" + name.replace("_", "-")
     return (

@@ -56,13 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="save every N steps, not only after each epoch",
     )
     machine = parser.add_argument_group("machine").add_argument
-    machine(
-        "--accelerator", choices=("auto", "cpu", "cuda"), default="cpu", help="kind of device (cpu)"
-    )
+    machine("--accelerator", choices=("auto", "cpu", "cuda"), default="cpu", help="kind of device (cpu)")
     machine("--devices", type=int, metavar="N", help="how many; a process each (1)")
-    machine(
-        "--precision", choices=("32-true", "bf16-mixed", "64-true"), help="of the numbers (32-true)"
-    )
+    machine("--precision", choices=("32-true", "bf16-mixed", "64-true"), help="of the numbers (32-true)")
     output = parser.add_argument_group("output").add_argument
     output(
         "--json",
@@ -89,9 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
     missing = [name for name in EXTRAS if find_spec(name) is None]
     if missing:
-        raise TaskError(
-            f"training needs {', '.join(missing)}. Write: pip install 'cellfuse[train]'"
-        )
+        raise TaskError(f"training needs {', '.join(missing)}. Write: pip install 'cellfuse[train]'")
     from cellfuse.train import tasks
 
     if args.list:

@@ -38,9 +38,7 @@ def draw(task: Task, history: list[dict[str, float]], line: dict[str, Any], path
     _line(panels[0], epochs, [row["valid_loss"] for row in history], VALID, "validation")
     _label(panels[0], task.loss, "loss: ")
     if not is_one:
-        _line(
-            panels[1], epochs, [row[f"valid_{first.name}"] for row in history], VALID, "validation"
-        )
+        _line(panels[1], epochs, [row[f"valid_{first.name}"] for row in history], VALID, "validation")
         _label(panels[1], first, "")
     _result(panels[-1], line)
     for panel in panels:

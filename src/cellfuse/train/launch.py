@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -38,6 +37,8 @@ def launch(settings: Settings) -> int:
     cells.check_projection(cells.find(settings.cell), settings.proj_size)
     accelerator = _accelerator(settings)
     _check_out(settings)
+    if settings.resume:
+        _read_checkpoint(settings)  # refuse what cannot be resumed before any process starts
     # ddp_spawn rather than ddp: the processes run this function and not the whole command again, so
     # that a run can start from anywhere.
     strategy = "ddp_spawn" if settings.devices > 1 else "auto"
@@ -82,9 +83,7 @@ def _check_out(settings: Settings) -> None:
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TaskError(
-            f"--out {settings.out} cannot be made a folder: {error.strerror}."
-        ) from error
+        raise TaskError(f"--out {settings.out} cannot be made a folder: {error.strerror}.") from error
 
 
 def _work(fabric: Fabric, settings: Settings) -> tuple[int, CellfuseError | None]:
@@ -104,13 +103,10 @@ def _train(fabric: Fabric, settings: Settings, stop: Stop) -> int:
     torch.manual_seed(settings.seed)
     model = task.model(lambda features: _layer(cell, features, settings), settings.options)
     parameters = sum(weight.numel() for weight in model.parameters())
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     # From here on random numbers are for dropout, which processes draw for different sequences.
     torch.manual_seed(number(settings.seed, fabric.global_rank))
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
-    fixed = {**settings.fixed(), "equation": show(cell.step)}
     # Fabric converts what the model answers to the default type: it has to be the precision's.
     answer_type = fabric.strategy.precision.tensor_init_context()
     with Report(console, settings.quiet or not is_first) as report, answer_type:
@@ -123,12 +119,12 @@ def _train(fabric: Fabric, settings: Settings, stop: Stop) -> int:
             settings,
             Position(),
             stop,
-            lambda loop: _save(loop, model, optimizer, fixed),
+            lambda loop: _save(loop, model, optimizer),
             report.step,
             report.epoch,
         )
         if settings.resume:
-            _restore(loop, model, optimizer, checkpoint.load(settings.out / checkpoint.NAME, fixed))
+            _restore(loop, model, optimizer)
             report.say(f"resumed after epoch {loop.position.epoch}, step {loop.position.step}")
         signal = loop.run()
         if signal:
@@ -159,9 +155,32 @@ def _layer(cell: Any, features: int, settings: Settings) -> nn.Module:
     return made
 
 
-def _save(
-    loop: Loop, model: nn.Module, optimizer: torch.optim.Optimizer, fixed: Mapping[str, Any]
-) -> None:
+def _fixed(settings: Settings) -> dict[str, Any]:
+    """What a resumed run must repeat, in types that `weights_only` loading allows."""
+    equation = show(cells.find(settings.cell).step)
+    return {**settings.fixed(), "options": dict(settings.options), "equation": equation}
+
+
+def _read_checkpoint(settings: Settings) -> dict[str, Any]:
+    """The checkpoint of this run.
+
+    Raises:
+        TaskError: it does not fit the settings, or the number of processes differs and what each of
+            them had is needed.
+    """
+    content = checkpoint.load(settings.out / checkpoint.NAME, _fixed(settings))
+    everyone = content["processes"]
+    is_needed = settings.dropout > 0 or everyone[0]["state"] is not None
+    if len(everyone) != settings.devices and is_needed:
+        raise TaskError(
+            f"the checkpoint is of {len(everyone)} process(es), each with its own random numbers "
+            f"and layer state, and this run has {settings.devices}. "
+            f"Write --devices {len(everyone)}."
+        )
+    return content
+
+
+def _save(loop: Loop, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write a checkpoint: the first process writes, all give what only they have."""
     own = {
         "random": torch.get_rng_state(),
@@ -174,7 +193,7 @@ def _save(
         torch.distributed.all_gather_object(everyone, own)
     if loop.fabric.global_rank == 0:
         content = {
-            "fixed": _plain(fixed),
+            "fixed": _fixed(loop.settings),
             "position": {**vars(loop.position)},
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -184,35 +203,18 @@ def _save(
     loop.fabric.barrier()
 
 
-def _restore(
-    loop: Loop, model: nn.Module, optimizer: torch.optim.Optimizer, content: Mapping[str, Any]
-) -> None:
-    """Go back to where the checkpoint was written.
-
-    Raises:
-        TaskError: the number of processes differs, and what each of them had is needed.
-    """
-    everyone, rank, world = content["processes"], loop.fabric.global_rank, loop.fabric.world_size
-    needed = loop.settings.dropout > 0 or everyone[0]["state"] is not None
-    if len(everyone) != world and needed:
-        raise TaskError(
-            f"the checkpoint is of {len(everyone)} process(es), each with its own random numbers "
-            f"and layer state, and this run has {world}. Write --devices {len(everyone)}."
-        )
+def _restore(loop: Loop, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Go back to where the checkpoint was written."""
+    content = _read_checkpoint(loop.settings)
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     loop.position = Position(**content["position"])
-    if rank < len(everyone):
-        torch.set_rng_state(everyone[rank]["random"])
-        if everyone[rank]["random_cuda"] is not None and loop.fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(everyone[rank]["random_cuda"])
-        loop.state = loop.fabric.to_device(detached(everyone[rank]["state"]))
-
-
-def _plain(fixed: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: dict(value) if isinstance(value, Mapping) else value for name, value in fixed.items()
-    }
+    if loop.fabric.global_rank < len(content["processes"]):
+        own = content["processes"][loop.fabric.global_rank]
+        torch.set_rng_state(own["random"])
+        if own["random_cuda"] is not None and loop.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(own["random_cuda"])
+        loop.state = loop.fabric.to_device(detached(own["state"]))
 
 
 def _tell_how_to_go_on(loop: Loop, number: int) -> None:

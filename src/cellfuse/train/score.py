@@ -12,9 +12,7 @@ from cellfuse.train.splits import IGNORED
 
 def nats(answer: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of logits [..., classes] against class numbers [...]."""
-    return cross_entropy(
-        answer.flatten(0, -2), target.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    return cross_entropy(answer.flatten(0, -2), target.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def bits(answer: Tensor, target: Tensor) -> Tensor:

@@ -8,9 +8,7 @@ import torch
 
 def number(*key: int) -> int:
     """A 63-bit seed for this key; other keys, also longer ones, give unrelated ones."""
-    return int(
-        np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> np.uint64(1)
-    )
+    return int(np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def generator(*key: int) -> torch.Generator:

@@ -12,9 +12,7 @@ from cellfuse.errors import TaskError
 from cellfuse.train.task import Task
 
 # May differ when a run is resumed: none of them changes what a step computes.
-FREE = frozenset(
-    "epochs steps patience out resume checkpoint_every devices accelerator json quiet".split()
-)
+FREE = frozenset("epochs steps patience out resume checkpoint_every devices accelerator json quiet".split())
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def _check(settings: Settings, task: Task) -> None:
         value = getattr(settings, name)
         if value is not None and not low <= value < float("inf"):
             raise TaskError(f"--{name.replace('_', '-')} {value}: write a number from {low} on.")
-    if not 0 < settings.lr < float("inf"):
+    if not 0 < settings.lr < 1e38:  # what float32 holds
         raise TaskError(f"--lr {settings.lr}: write a number above 0, such as {task.defaults.lr}.")
     if not 0 <= settings.dropout < 1:
         raise TaskError(f"--dropout {settings.dropout}: write a share from 0 up to 1, such as 0.2.")
@@ -141,13 +139,11 @@ def _check(settings: Settings, task: Task) -> None:
         )
     if settings.proj_size >= settings.hidden_size:
         raise TaskError(
-            f"--proj-size {settings.proj_size} must be smaller than "
-            f"--hidden-size {settings.hidden_size}."
+            f"--proj-size {settings.proj_size} must be smaller than --hidden-size {settings.hidden_size}."
         )
     if settings.bidirectional and task.is_causal:
         raise TaskError(
-            f"--bidirectional: in {task.name} the reverse direction would read the answer. "
-            "Leave it out."
+            f"--bidirectional: in {task.name} the reverse direction would read the answer. Leave it out."
         )
     if settings.batch_size < settings.devices:
         raise TaskError(

@@ -64,10 +64,7 @@ def figures(options: Options) -> tuple[Figure, ...]:
             "blanks, then guessing (no memory)",
             "10 ln 8 / (delay + 20), Arjovsky et al. 2016, arXiv:1511.06464",
         ),
-        *(
-            Figure(value, f"{cell}, delay {delay}", BAI_SOURCE)
-            for cell, value in BAI.get(delay, {}).items()
-        ),
+        *(Figure(value, f"{cell}, delay {delay}", BAI_SOURCE) for cell, value in BAI.get(delay, {}).items()),
     )
 
 
