@@ -27,7 +27,7 @@ def _final_output(layer: Layer, form: str) -> list[Claim]:
             Claim(
                 "output-is-no-state",
                 "True",
-                f"output is not a state here: the cell returns a value of its own beside {_list(cell.states)}.",
+                f"output is not a state: the cell returns a value of its own beside {_list(cell.states)}.",
                 f"这里 output 不是状态：细胞除状态 {_list(cell.states, '、')} 之外另外返回一个输出。",
             )
         ]
@@ -56,8 +56,8 @@ def _final_output(layer: Layer, form: str) -> list[Claim]:
             Claim(
                 "reverse-last",
                 backward,
-                "The reverse direction runs from the end to the start, so its final state stands at the FIRST "
-                f"time step of output, in the second half of the features ({W}:).",
+                "The reverse direction runs from the end to the start, so its final state stands at the "
+                f"FIRST time step of output, in the second half of the features ({W}:).",
                 f"反向从末尾走到开头，所以它的最终状态在 output 的第一个时间步，位于特征的后一半（{W}:）。",
             )
         )
@@ -134,7 +134,7 @@ def _dropout(layer: Layer, form: str) -> list[Claim]:
             Claim(
                 "dropout-between",
                 "L > 1",
-                f"In training, dropout zeroes {layer.dropout:g} of each inner layer's output; none after the last.",
+                f"In training, dropout zeroes {layer.dropout:g} of every layer's output but the last.",
                 f"训练时 dropout 把每个内部层输出的 {layer.dropout:g} 置零；最后一层之后没有。",
             )
         ]

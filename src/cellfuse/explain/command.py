@@ -64,7 +64,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 # Where the terminal's encoding lacks a sign.
-_PLAIN = {"σ": "sigmoid", "⊙": "*", "→": "->", "←": "<-", "↑": "^", "′": "'", "−": "-", "…": "..", "√": "sqrt"}
+_PLAIN = {
+    "σ": "sigmoid",
+    "⊙": "*",
+    "→": "->",
+    "←": "<-",
+    "↑": "^",
+    "′": "'",
+    "−": "-",
+    "…": "..",
+    "√": "sqrt",
+}
 
 
 def _write(text: str) -> int:

@@ -36,8 +36,8 @@ def counts_of(layer: Layer, T: int, B: int, element_size: int) -> list[Count]:
         Count("others", others, "", "of these biases and others", "其中偏置及其他"),
         Count("parameter bytes", (weights + others) * element_size, "", "bytes of parameters", "参数字节"),
         Count("multiply-adds", into + inside, "", "multiply-adds, forward", "前向乘加"),
-        Count("input products", into, "T*B*D*G*H*I per layer", "of these W x, before the loop", "其中 W x（循环之前）"),
-        Count("recurrent products", inside, "T*B*D*G*H*H per layer", "of these inside the loop", "其中循环之内"),
+        Count("input products", into, "T*B*D*G*H*I per layer", "W x, before loop", "其中 W x（循环之前）"),
+        Count("recurrent products", inside, "T*B*D*G*H*H per layer", "inside loop", "其中循环内"),
         Count("element-wise", elementwise, "", "element-wise operations", "逐元素运算"),
         Count("FLOPs", 2 * (into + inside) + elementwise, "", "floating-point operations", "浮点运算总数"),
         Count(

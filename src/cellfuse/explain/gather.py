@@ -139,7 +139,12 @@ def _explain_layer(
         claims=claims,
         counts=tuple(counts_of(layer, T, B, like.element_size())),
         states=layer.cell.states,
-        options={"batch_first": layer.batch_first, "dropout": layer.dropout, "form": form, "bias": layer.bias},
+        options={
+            "batch_first": layer.batch_first,
+            "dropout": layer.dropout,
+            "form": form,
+            "bias": layer.bias,
+        },
         was_given_input=given,
         lang=lang,
     )
@@ -181,7 +186,9 @@ def wiring(num_layers: int, num_directions: int) -> list[tuple[str, str]]:
     return arrows
 
 
-def _tensors(layer: Layer, input: Any, output: Any, finals: tuple[Tensor, ...], form: str) -> list[TensorFact]:
+def _tensors(
+    layer: Layer, input: Any, output: Any, finals: tuple[Tensor, ...], form: str
+) -> list[TensorFact]:
     features = "D*P" if layer.proj_size else "D*H"
     axes = {"packed": ("N",), "unbatched": ("T",), "batched": ("B", "T") if layer.batch_first else ("T", "B")}
     data = {"input": input, "output": output}
