@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cellfuse.cell import Cell
@@ -70,12 +71,16 @@ def check_heads(cell: Cell, hidden_size: int, num_heads: Any) -> None:
         raise OptionError(f"num_heads={num_heads} must divide hidden_size={hidden_size}")
 
 
-def check_dtype(name: str, input: Tensor, weight: Tensor) -> None:
-    """The input has the dtype of the weights, or autocast will see to it; the device is the same."""
+def check_tensor(name: str, input: Any) -> None:
+    """The input is a tensor."""
     if not isinstance(input, Tensor):
         raise OptionTypeError(
             f"{name}: input must be a Tensor or a PackedSequence, got {type(input).__name__}"
         )
+
+
+def check_dtype(name: str, input: Tensor, weight: Tensor) -> None:
+    """The input has the dtype of the weights, or autocast will see to it; the device is the same."""
     if input.dtype != weight.dtype and not is_any_autocast_enabled():
         raise InputError(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). Convert "
@@ -89,7 +94,9 @@ def check_dtype(name: str, input: Tensor, weight: Tensor) -> None:
         )
 
 
-def check_features(name: str, input: Tensor, input_size: int, weight: str, batch_first: bool) -> None:
+def check_features(
+    name: str, input: Tensor, input_size: int, weight_shape: torch.Size, batch_first: bool
+) -> None:
     """The last axis is input_size wide."""
     given = input.size(-1)
     if given == input_size:
@@ -103,7 +110,7 @@ def check_features(name: str, input: Tensor, input_size: int, weight: str, batch
     raise ShapeError(
         f"input.size(-1) must be equal to input_size. Expected {input_size}, got {given}. "
         f"{name}: the input is {list(input.shape)}; this layer was made with input_size={input_size} "
-        f"({weight}).{hint}"
+        f"(weight_ih_l0 is {list(weight_shape)}).{hint}"
     )
 
 

@@ -99,7 +99,8 @@ class Layer(nn.RNNBase):
         self.proj_size = proj_size
         self.num_heads = num_heads
         self.backend = backend
-        for suffix, made in self._blocks():
+        self._lay_out()
+        for suffix, made in self._blocks:
             for slot in made:
                 value = torch.empty(slot.shape, device=device, dtype=dtype)
                 if slot.learned:
@@ -133,25 +134,24 @@ class Layer(nn.RNNBase):
         """D*H, or D*P with a projection: features of the output."""
         return self.num_directions * (self.proj_size or self.hidden_size)
 
-    def _blocks(self) -> list[tuple[str, list[Slot]]]:
-        """(suffix, parameters) of every layer and direction, in torch's order."""
-        made = []
+    def _lay_out(self) -> None:
+        """Note (suffix, parameters) of every layer and direction, in torch's order."""
+        self._blocks: list[tuple[str, tuple[Slot, ...]]] = []
         for layer in range(self.num_layers):
-            width = self.input_size if layer == 0 else self.output_size
-            slot_list = slots(
+            made = slots(
                 self.cell,
-                width,
+                self.input_size if layer == 0 else self.output_size,
                 self.hidden_size,
                 bias=self.bias,
                 proj_size=self.proj_size,
                 num_heads=self.num_heads,
             )
-            made += [(f"_l{layer}{way}", slot_list) for way in ("", "_reverse")[: self.num_directions]]
-        return made
+            ways = ("", "_reverse")[: self.num_directions]
+            self._blocks += [(f"_l{layer}{way}", made) for way in ways]
 
     def reset_parameters(self) -> None:
         """Draw new initial values, the same as torch.nn's for the same seed."""
-        for suffix, made in self._blocks():
+        for suffix, made in self._blocks:
             values = {slot.name: getattr(self, slot.name + suffix) for slot in made}
             initialise(values, self.cell, made, self.hidden_size)
 
@@ -167,11 +167,11 @@ class Layer(nn.RNNBase):
     @property
     def all_weights(self) -> list[list[Tensor]]:  # type: ignore[override]
         """Per layer and direction its parameters, in torch's order."""
-        return [[getattr(self, s.name + suffix) for s in made] for suffix, made in self._blocks()]
+        return [[getattr(self, s.name + suffix) for s in made] for suffix, made in self._blocks]
 
     @property
     def _flat_weights_names(self) -> list[str]:  # type: ignore[override]
-        return [slot.name + suffix for suffix, made in self._blocks() for slot in made]
+        return [slot.name + suffix for suffix, made in self._blocks for slot in made]
 
     @property
     def _flat_weights(self) -> list[Tensor]:  # type: ignore[override]
@@ -308,7 +308,7 @@ class Layer(nn.RNNBase):
         value = value.transpose(0, 1) if self.batch_first else value
         return choice.reasons(self._case(value, self.initial_states(value.size(1), value)))
 
-    def _weights(self, suffix: str, made: list[Slot]) -> Mapping[str, Tensor]:
+    def _weights(self, suffix: str, made: tuple[Slot, ...]) -> Mapping[str, Tensor]:
         return {slot.name: getattr(self, slot.name + suffix) for slot in made}
 
     def _case(self, input: Tensor, states: tuple[Tensor, ...], batch_sizes: Tensor | None = None) -> Case:
@@ -321,16 +321,17 @@ class Layer(nn.RNNBase):
             num_layers=self.num_layers,
             num_directions=self.num_directions,
             dropout=self.dropout if self.training else 0.0,
-            weights=tuple(self._weights(suffix, made) for suffix, made in self._blocks()),
+            weights=tuple(self._weights(suffix, made) for suffix, made in self._blocks),
             input=input,
             states=states,
             batch_sizes=batch_sizes,
         )
 
     def _check_input(self, input: Tensor, is_packed: bool = False) -> None:
-        name, weight = self._get_name(), next(iter(self.parameters()), None)
-        if not isinstance(input, Tensor):
-            arguments.check_dtype(name, input, torch.empty(0))
+        name = self._get_name()
+        weights = self._weights(*self._blocks[0])
+        weight = next(iter(weights.values()), None)
+        arguments.check_tensor(name, input)
         if not is_packed and input.dim() not in (2, 3):
             raise InputError(
                 f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead. Give [T, B, I], "
@@ -342,9 +343,8 @@ class Layer(nn.RNNBase):
                 "data is [N, I]"
             )
         if weight is not None:
-            arguments.check_dtype(name, input, getattr(self, self._flat_weights_names[0]))
-            shape = f"weight_ih_l0 is {list(getattr(self, self._flat_weights_names[0]).shape)}"
-            arguments.check_features(name, input, self.input_size, shape, self.batch_first)
+            arguments.check_dtype(name, input, weight)
+            arguments.check_features(name, input, self.input_size, weight.shape, self.batch_first)
 
     def _batched_states(self, states: tuple[Tensor, ...], is_batched: bool) -> tuple[Tensor, ...]:
         """States with a batch axis; their number of dimensions follows the input's."""

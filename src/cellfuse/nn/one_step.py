@@ -14,8 +14,8 @@ from cellfuse.errors import InputError, ShapeError
 from cellfuse.nn import arguments
 from cellfuse.nn.parameters import initialise, slots
 from cellfuse.nn.rnn import cell_of_nonlinearity
-from cellfuse.runtime import eager
-from cellfuse.runtime.case import Case
+from cellfuse.runtime import aten, eager
+from cellfuse.runtime.case import Case, Result, Weights
 
 
 class OneStep(nn.Module):
@@ -49,7 +49,8 @@ class OneStep(nn.Module):
         self.bias = bias
         self.proj_size = proj_size
         self.num_heads = num_heads
-        for slot in self._slots():
+        self._lay_out()
+        for slot in self._slots:
             value = torch.empty(slot.shape, device=device, dtype=dtype)
             if slot.learned:
                 self.register_parameter(slot.name, nn.Parameter(value))
@@ -59,8 +60,9 @@ class OneStep(nn.Module):
             self.register_parameter(name, None)
         self.reset_parameters()
 
-    def _slots(self) -> list:
-        return slots(
+    def _lay_out(self) -> None:
+        """Note the parameters, in torch's order."""
+        self._slots = slots(
             self.cell,
             self.input_size,
             self.hidden_size,
@@ -71,9 +73,8 @@ class OneStep(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw new initial values, the same as torch.nn's for the same seed."""
-        made = self._slots()
-        values = {slot.name: getattr(self, slot.name) for slot in made}
-        initialise(values, self.cell, made, self.hidden_size)
+        values = {slot.name: getattr(self, slot.name) for slot in self._slots}
+        initialise(values, self.cell, self._slots, self.hidden_size)
 
     def extra_repr(self) -> str:
         """Sizes and the options that differ from their defaults."""
@@ -107,6 +108,19 @@ class OneStep(nn.Module):
         if x.size(1) != self.input_size:
             raise ShapeError(f"input has inconsistent input_size: got {x.size(1)} expected {self.input_size}")
         states = self._states(hx, x, is_batched)
+        weights = {slot.name: getattr(self, slot.name) for slot in self._slots}
+        if aten.has_step(self.cell):
+            new = aten.run_step(self.cell, x, states, weights)
+            output = new[0]
+        else:
+            output, new = self._run(x, states, weights)
+        if not is_batched:
+            output, new = output[0], tuple(state[0] for state in new)
+        result = new if len(new) > 1 else new[0]
+        return result if self.cell.output_is_a_state else (output, result)
+
+    def _run(self, x: Tensor, states: tuple[Tensor, ...], weights: Weights) -> Result:
+        """A sequence of one time step."""
         case = Case(
             cell=self.cell,
             has_bias=self.bias,
@@ -116,16 +130,12 @@ class OneStep(nn.Module):
             num_layers=1,
             num_directions=1,
             dropout=0.0,
-            weights=({slot.name: getattr(self, slot.name) for slot in self._slots()},),
+            weights=(weights,),
             input=x.unsqueeze(0),
             states=tuple(state.unsqueeze(0) for state in states),
         )
         outputs, finals = eager.run(case)
-        new = tuple(state.squeeze(0) if is_batched else state[0, 0] for state in finals)
-        result = new if len(new) > 1 else new[0]
-        if self.cell.output_is_a_state:
-            return result
-        return (outputs[0] if is_batched else outputs[0, 0]), result
+        return outputs[0], tuple(state[0] for state in finals)
 
     def _states(self, hx: Any, x: Tensor, is_batched: bool) -> tuple[Tensor, ...]:
         """The states with a batch axis, checked."""

@@ -35,7 +35,7 @@ def slots(
     bias: bool = True,
     proj_size: int = 0,
     num_heads: int = 1,
-) -> list[Slot]:
+) -> tuple[Slot, ...]:
     """The parameters of one layer and direction, in torch's order, the cell's own at the end."""
     into, back = cell.input_gates, cell.recurrent_gates
     shape_hh: tuple[int, ...] = (len(back) * hidden_size,)
@@ -59,7 +59,7 @@ def slots(
         if bias or not parameter.is_bias:
             rows = cell.gates if parameter.per == "gate" else ()
             made.append(Slot(name, per[parameter.per], parameter.learned, rows))
-    return made
+    return tuple(made)
 
 
 def _operand_width(cell: Cell, hidden_size: int, proj_size: int) -> int:
@@ -69,7 +69,7 @@ def _operand_width(cell: Cell, hidden_size: int, proj_size: int) -> int:
 
 
 @torch.no_grad()
-def initialise(values: dict[str, torch.Tensor], cell: Cell, made: list[Slot], hidden_size: int) -> None:
+def initialise(values: dict[str, torch.Tensor], cell: Cell, made: tuple[Slot, ...], hidden_size: int) -> None:
     """Fill one layer and direction's parameters; torch's uniform +-1/sqrt(H) unless the cell differs.
 
     Draws in the order of the slots, so that the same seed gives torch.nn's own values.

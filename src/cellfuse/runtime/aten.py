@@ -6,8 +6,10 @@ A cell is torch's if it says so (`Cell.aten`); everything else runs elsewhere.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from cellfuse.runtime.case import Case, Result
+from cellfuse.cell import Cell
+from cellfuse.runtime.case import Case, Result, Weights
 from cellfuse.runtime.private import (
     has_onednn_bfloat16,
     is_forward_ad_active,
@@ -57,3 +59,16 @@ def run(case: Case) -> Result:
     else:
         output, *states = operator(case.input, case.batch_sizes, hx, flat, *shape)
     return output, tuple(states)
+
+
+def has_step(cell: Cell) -> bool:
+    """Whether torch has an operator for one time step of this cell, as torch.nn.LSTMCell calls it."""
+    return bool(cell.aten) and not cell.projected
+
+
+def run_step(cell: Cell, x: Tensor, states: tuple[Tensor, ...], weights: Weights) -> tuple[Tensor, ...]:
+    """The new states after one time step: x [B, I], states [B, H] each. For every kind of input."""
+    packed = [weights.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    operator = torch_operator(cell.aten + "_cell")
+    new = operator(x, states if len(states) > 1 else states[0], *packed)
+    return new if isinstance(new, tuple) else (new,)

@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+
+import cellfuse as cf
+from cellfuse.bench import measure
+from cellfuse.bench.cases import CASES, OPTIONS, BenchCase, select
+from cellfuse.bench.contestants import Loop, contestants
+from cellfuse.cli import main
+
+SMALL = [BenchCase(name, 3, 2, 8) for name in cf.cells.CELLS]
+
+
+@pytest.fixture
+def small_cases(monkeypatch):
+    monkeypatch.setattr("cellfuse.bench.cases.CASES", {case.name: case for case in SMALL})
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0)
+
+
+@pytest.mark.parametrize("kind", measure.PASSES)
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.cell)
+def test_every_cell_is_checked_and_timed(case, kind, monkeypatch):
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0)
+    monkeypatch.setattr("cellfuse.bench.contestants.OPTIONS", OPTIONS | {"projected_lstm": {"proj_size": 3}})
+    outcome = measure.measure(case, kind, backend="auto", rounds=3)
+    assert not outcome.wrong
+    assert {t.contestant for t in outcome.timings} >= {"cellfuse", "loop"}
+    assert all(0 < t.low <= t.median <= t.high for t in outcome.timings)
+    assert outcome.ratio("loop") > 0
+    assert (outcome.ratio("torch.nn") is not None) == (case.cell in ("lstm", "gru", "rnn"))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_the_loop_is_torchs_layer(name):
+    case = BenchCase(name, 4, 3, 5)
+    found = contestants(case, "eager", torch.float64)
+    assert isinstance(found["loop"], Loop)
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    for kind in measure.PASSES:
+        ours = measure.results(found["loop"], kind, x)
+        theirs = measure.results(found["torch.nn"], kind, x)
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            torch.testing.assert_close(ours[key], theirs[key])
+
+
+@pytest.mark.parametrize("what", ["weight_hh", "output"])
+def test_a_wrong_contestant_is_caught_and_not_timed(what, monkeypatch):
+    right = measure.results
+
+    def results(module, kind, input):
+        found = right(module, kind, input)
+        if isinstance(module, cf.Layer):
+            key = "output" if what == "output" else "gradient of weight_hh"
+            found[key] = found[key] * 1.0001
+        return found
+
+    monkeypatch.setattr(measure, "results", results)
+    outcome = measure.measure(BenchCase("gru", 3, 2, 8), "training", backend="aten", rounds=1)
+    assert what in outcome.wrong
+    assert outcome.timings == ()
+
+
+def test_a_result_that_is_not_a_number_is_wrong(monkeypatch):
+    case = BenchCase("gru", 3, 2, 8)
+    modules = contestants(case, "aten", torch.float32)
+    with torch.no_grad():
+        modules["cellfuse"].bias_hh_l0.fill_(float("nan"))
+    _, wrong = measure.check(case, "inference", modules, torch.randn(3, 2, 8))
+    assert "nan" in wrong
+
+
+def test_names_are_unique_and_select_by_pattern():
+    assert len(CASES) == 24 + len(cf.cells.CELLS)
+    assert {case.cell for case in select(["gru/*"])} == {"gru"}
+    assert len(select(["*-B32-H128"])) == 3
+    with pytest.raises(cf.errors.OptionError, match="no case matches 'gruu"):
+        select(["gruu/*"])
+
+
+def test_command_prints_a_table_and_writes_lines(small_cases, tmp_path, capsys):
+    file = tmp_path / "deep" / "results.jsonl"
+    assert main(["bench", "gru/*", "mgu/*", "--rounds", "2", "--json", str(file)]) == 0
+    lines = [json.loads(text) for text in file.read_text().splitlines()]
+    assert [(row["case"], row["pass"]) for row in lines] == [
+        (f"{cell}/T3-B2-H8", kind) for cell in ("gru", "mgu") for kind in measure.PASSES
+    ]
+    assert lines[0].keys() >= {"commit", "processor", "threads", "torch", "ratios", "times", "backend"}
+    printed = capsys.readouterr().out
+    assert "geometric mean" in printed
+    assert main(["bench", "--list"]) == 0
+    assert "gru/T3-B2-H8" in capsys.readouterr().out
+
+
+def test_a_wrong_case_gives_status_1(small_cases, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "check", lambda *_: ({}, "output: error 1"))
+    assert main(["bench", "gru/*", "--rounds", "1"]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [(["--backend", "cuda9"], "backend='cuda9'"), (["nothing"], "no case matches 'nothing'")],
+)
+def test_wrong_use_gives_status_2(arguments, text, capsys):
+    assert main(["bench", *arguments]) == 2
+    assert text in capsys.readouterr().err
