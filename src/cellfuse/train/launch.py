@@ -88,11 +88,18 @@ def _check_out(settings: Settings) -> None:
 
 def _work(fabric: Fabric, settings: Settings) -> tuple[int, CellfuseError | None]:
     """What every process does. Errors are returned, because a process cannot raise in another."""
+    failure: CellfuseError | None = None
+    status = 1
     with Stop() as stop:
         try:
-            return _train(fabric, settings, stop), None
+            status = _train(fabric, settings, stop)
         except CellfuseError as error:
-            return 1, error
+            # Its traceback would keep the model and its connections until the interpreter ends, when
+            # gloo aborts a process that still has them.
+            failure = error.with_traceback(None)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return status, failure
 
 
 def _train(fabric: Fabric, settings: Settings, stop: Stop) -> int:

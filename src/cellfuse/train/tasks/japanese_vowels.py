@@ -64,7 +64,7 @@ TASK = Task(
     source="UCI Machine Learning Repository, data set 128, CC BY 4.0",
     loss=Metric("cross-entropy", "nats per utterance", "lower", score.nats, is_log=True),
     metrics=(Metric("accuracy", "fraction right", "higher", score.right),),
-    defaults=Defaults(hidden_size=100, batch_size=16, epochs=60, lr=3e-3, bidirectional=True, patience=20),
+    defaults=Defaults(hidden_size=100, batch_size=16, epochs=30, lr=3e-3, bidirectional=True, patience=8),
     splits=splits,
     model=model,
     figures=lambda options: (
