@@ -1,0 +1,65 @@
+"""Every private name of torch that we use still exists and still says what we think it says."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from cellfuse.runtime import private
+
+
+def seen_inside(transform, question):
+    """What `question` answers inside a transform, and after it."""
+    answers = []
+
+    def function(x):
+        answers.append(question())
+        return x.sum()
+
+    transform(function)(torch.ones(2, 2))
+    return answers[0], question()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [torch.func.vmap, torch.func.grad, torch.func.jacrev, torch.func.jacfwd, torch.func.hessian],
+    ids=lambda transform: transform.__name__,
+)
+def test_functorch_is_active_only_inside_its_transforms(transform):
+    assert seen_inside(transform, private.is_functorch_active) == (True, False)
+
+
+def test_plain_autograd_is_not_functorch():
+    x = torch.ones(2, requires_grad=True)
+    x.sum().backward()
+    assert not private.is_functorch_active()
+
+
+def test_forward_ad_is_active_inside_a_dual_level():
+    assert not private.is_forward_ad_active()
+    with forward_ad.dual_level():
+        assert private.is_forward_ad_active()
+    assert not private.is_forward_ad_active()
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
+def test_operators_are_torchs(name):
+    assert private.torch_operator(name) is getattr(torch, name)
+    assert callable(private.torch_operator(name + "_cell"))
+
+
+def test_autocast_of_any_device_is_seen():
+    assert not private.is_any_autocast_enabled()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert private.is_any_autocast_enabled()
+    assert not private.is_any_autocast_enabled()
+
+
+def test_bfloat16_lstm_runs_where_onednn_says_so_and_fails_where_not():
+    layer = torch.nn.LSTM(8, 8, dtype=torch.bfloat16).eval()
+    x = torch.randn(2, 1, 8, dtype=torch.bfloat16)
+    with torch.no_grad():
+        if private.has_onednn_bfloat16():
+            assert layer(x)[0].isfinite().all()
+        else:
+            with pytest.raises(RuntimeError):
+                layer(x)
