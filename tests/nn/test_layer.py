@@ -247,3 +247,25 @@ def test_no_warning_in_ordinary_use():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cf.LSTM(3, 4, 2, dropout=0.1)(torch.randn(5, 2, 3))[0].sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_jit_trace_gives_the_same_graph_twice(name, training):
+    layer = getattr(cf, name)(3, 4, num_layers=2).train(training)
+    x = torch.randn(5, 2, 3)
+    traced = torch.jit.trace(layer, x)  # checks itself, with and without gradients
+    torch.testing.assert_close(traced(x), layer(x))
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_backward_again_through_a_retained_graph(name):
+    layer = getattr(cf, name)(10, 20, num_layers=2)
+    x = torch.randn(5, 6, 10, requires_grad=True)
+    output, _ = layer(x)
+    wanted = [x, *layer.parameters()]
+    first = torch.autograd.grad(output.sum(), wanted, retain_graph=True)
+    for _ in range(3):
+        again = torch.autograd.grad(output.sum(), wanted, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -49,9 +49,8 @@ def run(case: Case) -> Result:
     """Run the whole stack in one call of torch's operator."""
     flat = [weight for weights in case.weights for weight in weights.values()]
     hx = case.states if len(case.states) > 1 else case.states[0]
-    # Always in training mode where a gradient is wanted: cuDNN has no backward in evaluation mode, and
-    # with dropout 0 (as Case has it outside of training) the two modes are the same.
-    is_training = case.dropout > 0 or torch.is_grad_enabled()
+    # cuDNN has no backward in evaluation mode; with dropout 0, as Case has it there, the modes are the same.
+    is_training = case.dropout > 0 or (case.input.is_cuda and torch.is_grad_enabled())
     shape = (case.has_bias, case.num_layers, case.dropout, is_training, case.num_directions == 2)
     operator = torch_operator(case.cell.aten)
     if case.batch_sizes is None:
