@@ -248,7 +248,7 @@ def _padding(writer: _Writer) -> list[Claim]:
         code = "all((padded[n:, b] == 0).all() for b, n in enumerate(lengths))"
         made.append(Claim("packed-zeros", "padding", code, *say("packed-zeros")))
     if list(subject.lengths) != sorted(subject.lengths, reverse=True) and subject.sizes["B"] <= _MANY:
-        words = say("packed-order", names=listed(writer.names))
+        words = say("packed-order", names=", ".join(writer.names))
         code = f"lengths.tolist() == {list(subject.lengths)}"
         made.append(Claim("packed-order", "padding", code, *words))
     return made
@@ -306,7 +306,9 @@ def _weights(writer: _Writer) -> list[Claim]:
     entry = name if subject.is_step else f"{name}[0]"
     given = "".join(f', {k}="{gates}"' for k, gates in zip(("ih", "hh"), orders, strict=True) if gates)
     code = f'close(by_hand("{subject.cell.states[0]}", 0, 0{given}), {entry})'
-    words = say("gate-rows", H=sizes["H"], ih=shown[0], hh=shown[1], name=entry)
+    has_bias = any(name.startswith("bias_") for name in writer.facts)
+    biases = say("biases too") if has_bias else ""
+    words = say("gate-rows", H=sizes["H"], ih=shown[0], hh=shown[1], biases=biases, name=entry)
     made = [Claim("gate-rows", "weights", code, *words)]
     if "weight_ih_l1" in writer.facts:
         code = " and ".join(

@@ -70,7 +70,7 @@ class Subject:
 
 def is_recurrent(module: nn.Module) -> bool:
     """Whether `explain` knows what the module computes: a class of the user's own may do anything."""
-    known = next((c for c in (*TABLE, Layer, OneStep) if isinstance(module, c)), None)
+    known: Any = next((c for c in (*TABLE, Layer, OneStep) if isinstance(module, c)), None)
     return known is not None and getattr(type(module), "forward", None) is known.forward
 
 

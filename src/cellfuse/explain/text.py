@@ -80,7 +80,7 @@ class _Writer:
             elif not self._is_idle(letter):
                 one = " one" if sizes[letter] == 1 and letter in "TBLD" else ""
                 parts.append(self.say(f"size {letter}{one}", n=sizes[letter]))
-        return [facts.title, *wrap(self.comma.join(parts), "  ")]
+        return [*wrap(facts.title, rest="  "), *wrap(self.comma.join(parts), "  ")]
 
     def _is_idle(self, letter: str) -> bool:
         """Whether a size says nothing here."""
@@ -165,7 +165,7 @@ class _Writer:
             key = "map others" if len(rest) > 1 else "map other"
             notes.append(self.say(key, others=listed(rest), first=first))
         if facts.form == "packed" and T > 1:
-            notes.append(self.say("map packed"))
+            notes.append(self.say("map packed two" if D == 2 else "map packed", last=T - 1))
         return lines + (wrap((" ", "")[self.place].join(notes), "  ") if notes else [])
 
     def _lane(self, layer: int, direction: int) -> str:
@@ -188,10 +188,13 @@ class _Writer:
         lines = [self.say("title tensors")]
         for row in rows:
             head = "  " + "".join(pad(text, width) for text, width in zip(row, widths, strict=False))
-            lines += wrap(row[3], head)
+            if columns(head) <= WIDTH - 20:
+                lines += wrap(row[3], head)
+            else:
+                lines += wrap("  ".join(row), "  ", "    ")
         if hidden:
-            names = ", ".join(f"*{ending}" if ending != "…" else ending for ending in hidden)
-            lines += wrap(self.say("also other layers", what=names), "  ")
+            what = ", ".join(f"*{ending}" if ending != "…" else ending for ending in hidden)
+            lines += wrap(self.say("also other layers", what=what), "  ")
         for names, rows_of in self._rows():
             listing = self.comma.join(
                 f"{place * self.sizes['H']}:{(place + 1) * self.sizes['H']} {gate}"

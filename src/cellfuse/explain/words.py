@@ -134,9 +134,13 @@ WORDS: dict[str, Words] = {
         "{others} 与编号相同的 {first} 在同一处得到。",
     ),
     "map packed": Words(
-        "T - 1 is the last step of the longest sequence; a shorter one ends, and its reverse direction "
+        "t={last} is the last step of the longest sequence; every other ends at its own last step.",
+        "t={last} 是最长序列的最后一步；其他序列在自己的最后一步结束。",
+    ),
+    "map packed two": Words(
+        "t={last} is the last step of the longest sequence; every other ends, and its reverse direction "
         "starts, at its own last step.",
-        "T - 1 是最长序列的最后一步；较短的序列在自己的最后一步结束，反向也从那里开始。",
+        "t={last} 是最长序列的最后一步；其他序列在自己的最后一步结束，反向也从那里开始。",
     ),
     # the tensors
     "title tensors": Words("The tensors", "张量"),
@@ -350,10 +354,11 @@ WORDS: dict[str, Words] = {
     ),
     "gate-rows": Words(
         "The gates' rows, one gate below the other, {H} rows each, in this order: weight_ih {ih}; "
-        "weight_hh {hh}; the biases as their weights. Cut like this, the equations give {name}.",
-        "各门的矩阵自上而下排列，每个 {H} 行，顺序为：weight_ih {ih}；weight_hh {hh}；"
-        "偏置与各自的权重相同。这样切开，公式就得到 {name}。",
+        "weight_hh {hh}{biases}. Cut like this, the equations give {name}.",
+        "各门的行自上而下排列，每个门 {H} 行，顺序为：weight_ih {ih}；weight_hh {hh}{biases}。"
+        "这样切开，公式就得到 {name}。",
     ),
+    "biases too": Words("; each bias as its weight", "；偏置与各自的权重相同"),
     "nothing": Words("none", "无"),
     "wider-weights": Words(
         "Layer 0 reads the {I} features of the input, every other layer the {W} of the layer below: "
