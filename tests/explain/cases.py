@@ -7,7 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import cellfuse as cf
 
-T, B, I, H = 5, 3, 3, 4
+T, B, I, H = 5, 3, 2, 6
 FORMS = ("batched", "batch_first", "unbatched", "packed", "sorted")
 
 

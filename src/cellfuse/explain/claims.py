@@ -221,11 +221,13 @@ def _batch(writer: _Writer) -> list[Claim]:
     words = say(key, names=listed(names), axes=_axes(writer, names))
     made = [Claim("batch-first", "batch", code, *words)]
     if T > 1:
-        lengths = f"[{T - 1}] * {writer.subject.sizes['B']}"
+        B = writer.subject.sizes["B"]
+        lengths = f"[{T}] * {B - 1} + [{T - 1}]" if B > 1 else f"[{T - 1}]"
         first = ", batch_first=True" if writer.axis else ""
         packed = f"layer(pack_padded_sequence(input, {lengths}{first}){writer.hx})"
         cut = f"layer(input{writer.steps(f':{T - 1}')}{writer.hx})"
-        code = f"close({writer.state(packed, names[0])}, {writer.state(cut, names[0])})"
+        ends = [f"{writer.state(call, names[0])}[:, -1]" for call in (packed, cut)]
+        code = f"close({', '.join(ends)})"
         made.append(Claim("padding", "padding", code, *say("padding", name=names[0])))
     return made
 
@@ -270,7 +272,7 @@ def _before(writer: _Writer) -> list[Claim]:
         value = float(subject.cell.initial.get(state, 0.0))  # type: ignore[arg-type]
         if value:
             number = f"{value:g}" if math.isfinite(value) else f'float("{value}")'
-            made.append(f"input{writer.data}.new_full(({shape}), {number})")
+            made.append(f"input{writer.data}.new_full({_shape(facts[name])}, {number})")
             special.append(f"{state}_0: {value:g}".replace("inf", "∞").replace("-", "−"))
         else:
             made.append(f"input{writer.data}.new_zeros({shape})")

@@ -82,8 +82,8 @@ def names_of(layer: Any, subject: Subject, input: Any, hx: Any, result: tuple) -
 
 def evaluate(claims: list[Claim], names: Names) -> tuple[Claim, ...]:
     """The claims with `holds` set. They stay unset where the output has NaN, which equals nothing."""
-    values = [v.data for n, v in names.items() if n == "output" or n.endswith(("_n", "_1"))]
-    if any(value.isnan().any() for value in values if isinstance(value, Tensor)):
+    made = [value for name, value in names.items() if name == "output" or name.endswith(("_n", "_1"))]
+    if any(value.data.isnan().any() for value in made if value is not None):
         return tuple(claims)
     return tuple(replace(claim, holds=run(claim, names)) for claim in claims)
 

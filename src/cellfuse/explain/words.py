@@ -324,9 +324,9 @@ WORDS: dict[str, Words] = {
     "padding": Words(
         "The layer does not know: it computes padded steps like all others, and {name} is the state "
         "after them. After pack_padded_sequence, {name} is the state after each sequence's own end. Here "
-        "each ends one step early:",
+        "the last sequence ends one step early:",
         "层并不知道：填充的步和其他步一样计算，{name} 是走完它们之后的状态。"
-        "用 pack_padded_sequence 打包后，{name} 是每条序列自己结束时的状态。这里让每条都早一步结束：",
+        "用 pack_padded_sequence 打包后，{name} 是每条序列自己结束时的状态。这里让最后一条早一步结束：",
     ),
     "initial-one": Words(
         "hx, shaped like {names}. Left out, it is {value}.", "hx，形状与 {names} 相同。不给时是{value}。"
