@@ -93,7 +93,11 @@ def test_all_claims_hold_with_dropout():
 @pytest.mark.parametrize("bias", [True, False])
 def test_all_claims_hold_for_modules_of_one_step(bias):
     some = {"bias": bias, "dtype": torch.float64}
-    modules = [torch.nn.RNNCell(I, H, **some), torch.nn.GRUCell(I, H, **some), torch.nn.LSTMCell(I, H, **some)]
+    modules = [
+        torch.nn.RNNCell(I, H, **some),
+        torch.nn.GRUCell(I, H, **some),
+        torch.nn.LSTMCell(I, H, **some),
+    ]
     modules += [cf.RNNCell(I, H, **some), cf.GRUCell(I, H, **some), cf.LSTMCell(I, H, **some)]
     modules += [
         cell.one_step(I, H, **some, **OPTIONS.get(cell.name, {}))

@@ -104,7 +104,10 @@ def test_element_wise_operations_are_counted(cell, bias):
     step = cell.step if bias else cell.step_without_bias
     sizes = {"H": H, "P": 2, "N": 2, "K": H // 2}
     values = [torch.rand(1, *(sizes[a] for a in leaf.shape), dtype=torch.float64) for leaf in step.inputs]
-    values = [value[0] if leaf.role in ("matrix", "parameter") else value for value, leaf in zip(values, step.inputs, strict=True)]
+    values = [
+        value[0] if leaf.role in ("matrix", "parameter") else value
+        for value, leaf in zip(values, step.inputs, strict=True)
+    ]
     axes = {axis: torch.tensor(float(size)) for axis, size in sizes.items()}
     with CountNumbers() as counter, torch.no_grad():
         torch_function(step)(*values, axes)

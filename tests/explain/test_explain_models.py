@@ -42,7 +42,11 @@ def test_every_recurrent_layer_of_a_model_is_found():
     facts = cf.explain(model)
     assert isinstance(facts, ModelExplanation)
     assert [name for name, _ in facts.layers] == ["encoder", "mixer", "cell"]
-    assert [(other.name, other.parameters) for other in facts.others] == [("", 1), ("embed", 400), ("head", 18)]
+    assert [(other.name, other.parameters) for other in facts.others] == [
+        ("", 1),
+        ("embed", 400),
+        ("head", 18),
+    ]
     assert facts.parameters == sum(p.numel() for p in model.parameters())
     for name, layer in facts.layers:
         own = sum(p.numel() for p in model.get_submodule(name).parameters())
@@ -107,7 +111,9 @@ def test_a_class_of_its_own_is_explained_unless_it_has_its_own_forward():
     assert all_hold(cf.explain(Named(3, 4), torch.randn(5, 2, 3)))
     with pytest.raises(InputError, match="Other holds no recurrent layer"):
         cf.explain(Other(3, 4))
-    assert [other.title for other in cf.explain(nn.Sequential(nn.GRU(3, 3), Other(3, 4))).others] == ["Other(3, 4)"]
+    assert [other.title for other in cf.explain(nn.Sequential(nn.GRU(3, 3), Other(3, 4))).others] == [
+        "Other(3, 4)"
+    ]
 
 
 def test_converted_layers_are_explained():

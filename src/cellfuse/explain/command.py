@@ -88,27 +88,23 @@ def _input(args: argparse.Namespace) -> Any:
     return pack_padded_sequence(values, args.lengths, enforce_sorted=False)
 
 
-# Where the terminal's encoding lacks a sign.
-_PLAIN = {
-    "σ": "sigmoid",
-    "⊙": "*",
-    "→": "->",
-    "←": "<-",
-    "↑": "^",
-    "′": "'",
-    "−": "-",
-    "…": "..",
-    "√": "sqrt",
-}
+# What stands for a sign that the terminal's encoding lacks.
+_PLAIN = {"σ": "sigmoid", "⊙": "*", "→": "->", "←": "<-", "↑": "^", "′": "'", "−": "-", "…": "..."}
+_PLAIN |= {"√": "sqrt", "Σ": "sum", "∞": "inf", "≤": "<=", "≥": ">=", "≠": "!=", "ᵀ": ".T", "ₖ": ""}
 
 
 def _write(text: str) -> int:
     encoding = sys.stdout.encoding or "utf-8"
+    for sign, plain in _PLAIN.items():
+        if not _can_write(sign, encoding):
+            text = text.replace(sign, plain)
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+    return 0
+
+
+def _can_write(text: str, encoding: str) -> bool:
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        for sign, plain in _PLAIN.items():
-            text = text.replace(sign, plain)
-        text = text.encode(encoding, "replace").decode(encoding)
-    sys.stdout.write(text + "\n")
-    return 0
+        return False
+    return True
