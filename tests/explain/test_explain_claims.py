@@ -4,10 +4,7 @@ import re
 
 import pytest
 import torch
-from compare import OPTIONS
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
-
-from explain.cases import FORMS, GRID, B, H, I, T, leaky, made, options, read_out
 
 import cellfuse as cf
 from cellfuse.explain.by_hand import ByHand
@@ -15,6 +12,8 @@ from cellfuse.explain.claims import claims_of
 from cellfuse.explain.evaluate import in_training, names_of, result_of, run, stand_in
 from cellfuse.explain.subject import subject_of
 from cellfuse.explain.tensors import tensors_of
+from compare import OPTIONS
+from explain.cases import FORMS, GRID, B, H, I, T, leaky, made, options, read_out
 
 
 def check(layer, input, hx=None):

@@ -112,10 +112,11 @@ def test_a_terminal_without_unicode_gets_plain_signs(told, monkeypatch, encoding
     for cell in ("lstm", "slstm", "layer_norm_lstm", "indrnn"):
         words = (cell, "--num-layers", "5", "--bidirectional", "--lang", lang)
         whole, raw = told(*words), io.BytesIO()
+        terminal = io.TextIOWrapper(raw, encoding=encoding)
         with monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+            patch.setattr(sys, "stdout", terminal)
             assert main(["explain", *words]) == 0
-            sys.stdout.flush()
+        terminal.flush()
         text = raw.getvalue().decode(encoding)
         assert text.count("?") == whole.count("?")
         assert len(text.splitlines()) == len(whole.splitlines())

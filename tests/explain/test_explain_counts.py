@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from compare import OPTIONS
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import cellfuse as cf
 from cellfuse.explain.counts import value_of
 from cellfuse.runtime.torch_text import torch_function
+from compare import OPTIONS
 from explain.cases import FORMS, GRID, B, H, I, leaky, made, options, read_out
 
 CELLS = [*cf.cells.CELLS.values(), leaky, read_out]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from compare import OPTIONS
 
 import cellfuse as cf
 from cellfuse.explain import counts, words
 from cellfuse.explain.step import gate_meanings
 from cellfuse.explain.text import columns, wrap
+from compare import OPTIONS
 from explain.cases import GRID, B, H, I, leaky, made, options, read_out
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -144,10 +144,12 @@ def said(facts, lang="en"):
 def test_the_text_answers_what_beginners_ask():
     text = said(cf.explain(torch.nn.LSTM(10, 20, 2, bidirectional=True), seq_len=5, batch=3))
     for answer in (
-        "What goes on to the next time step is the state; what leaves the cell at this time step is the output.",
+        "What goes on to the next time step is the state",
+        "what leaves the cell at this time step is the output.",
         "Here h′ is both; c′ is state only.",
         "h_n[0] layer 0 forward, h_n[1] layer 0 reverse, h_n[2] layer 1 forward, h_n[3] layer 1 reverse.",
-        "its last state is the second half of the features at t=0. >>> torch.equal(h_n[3], output[0, :, 20:]) True",
+        "its last state is the second half of the features at t=0. "
+        ">>> torch.equal(h_n[3], output[0, :, 20:]) True",
         "batch_first=True they would be [B, T, ...], but h_n and c_n would stay [L*D, B, H].",
         "0:20 i, 20:40 f, 40:60 g, 60:80 o.",
         "parameters 15,040",
@@ -178,7 +180,7 @@ def test_each_option_changes_the_text():
     assert "proj_size=2: h_n is 2 wide, c_n stays 6 wide. " in text
     text = said(cf.explain(leaky.layer(I, H)))
     assert "Not in output: this cell computes its output from the state" in text
-    assert "zeros (m_0: 0.5)" in text
+    assert "zeros, but m_0 = 0.5" in text
     assert "one number, not learned" in text
     assert "y = σ(W_out x + b_out + R_out h + d_out) ⊙ h′ the output; not fed back" in text
     text = said(cf.explain(torch.nn.LSTMCell(I, H)))

@@ -103,7 +103,12 @@ class _Writer:
 
 
 def _shape(fact: TensorFact) -> str:
-    return f"({', '.join(str(n) for n in fact.shape)}{',' * (len(fact.shape) == 1)})"
+    return _tuple([str(n) for n in fact.shape])
+
+
+def _tuple(items: list[str]) -> str:
+    """Code of a tuple."""
+    return f"({', '.join(items)}{',' * (len(items) == 1)})"
 
 
 def _axes(writer: _Writer, names: list[str]) -> Words:
@@ -182,7 +187,7 @@ def _ends(writer: _Writer) -> list[Claim]:
     last, start = writer.part("last", 0), writer.part("0", 1) if D == 2 else ""
     if not outs:
         fitting = [n for n in names if writer.facts[n].shape[-1] == writer.width]
-        code = f"not any(torch.equal(s[{top}], {last}) for s in ({', '.join(fitting)},))"
+        code = f"not any(torch.equal(s[{top}], {last}) for s in {_tuple(fitting)})"
         words = say("output-is-no-state", names=listed(names))
         return [Claim("output-is-no-state", "ends", code, *words, is_generic=True)]
     packed = " packed" if subject.form == "packed" else ""
@@ -195,7 +200,7 @@ def _ends(writer: _Writer) -> list[Claim]:
             code = f"not torch.equal({outs[0]}[{top + 1}], {writer.part('last', 1)})"
             words = say("reverse-first")
             made.append(Claim("reverse-first", "ends", code, *words, is_generic=True))
-    ends = f"({last}, {start})" if D == 2 else f"({last},)"
+    ends = _tuple([last, start] if D == 2 else [last])
     if L > 1:
         code = f"not any(torch.equal(s, y) for s in {outs[0]}[:{top}] for y in {ends})"
         inner = f"{outs[0]}[0]" if top == 1 else f"{outs[0]}[0:{top}]"
@@ -203,7 +208,7 @@ def _ends(writer: _Writer) -> list[Claim]:
         made.append(Claim("inner-states", "ends", code, *words, is_generic=True))
     rest = [name for name in names if name not in outs]
     if rest:
-        code = f"not any(torch.equal(s[{top}], {last}) for s in ({', '.join(rest)},))"
+        code = f"not any(torch.equal(s[{top}], {last}) for s in {_tuple(rest)})"
         words = say("other-states", names=listed(rest), state=subject.output_states[0])
         made.append(Claim("other-states", "ends", code, *words, is_generic=True))
     return made
@@ -273,7 +278,7 @@ def _before(writer: _Writer) -> list[Claim]:
         if value:
             number = f"{value:g}" if math.isfinite(value) else f'float("{value}")'
             made.append(f"input{writer.data}.new_full({_shape(facts[name])}, {number})")
-            special.append(f"{state}_0: {value:g}".replace("inf", "∞").replace("-", "−"))
+            special.append(f"{state}_0 = {value:g}".replace("inf", "∞").replace("-", "−"))
         else:
             made.append(f"input{writer.data}.new_zeros({shape})")
     zeros = say("zeros but", special=", ".join(special)) if special else say("zeros")

@@ -341,7 +341,7 @@ WORDS: dict[str, Words] = {
         "你给的 hx，即元组 ({initial})，形状与 ({names}) 相同。",
     ),
     "zeros": Words("zeros", "零"),
-    "zeros but": Words("zeros ({special})", "零（{special}）"),
+    "zeros but": Words("zeros, but {special}", "零，但 {special}"),
     "go-on": Words(
         "Yes. The state is all the layer remembers: give it to the next call as hx and the output goes "
         "on as if it had never stopped.",
