@@ -10,8 +10,9 @@ from dataclasses import fields
 import pytest
 import torch
 
+from cellfuse import cells
 from cellfuse.errors import CellError, TaskError
-from cellfuse.train import cell, command, curve, results
+from cellfuse.train import command, curve, results
 from cellfuse.train.settings import FREE, Settings, settings_of
 from cellfuse.train.tasks import TASKS, find
 
@@ -335,27 +336,27 @@ def test_a_cell_of_one_s_own_trains_and_resumes(train, own):
     ("text", "told"),
     [
         ("none.py:mine", "there is no file none.py. Write file.py:name"),
-        ("{own}", "names no cell. Cells in it: mine. Write --cell {own}:mine"),
+        ("{own}", "names no cell. Cells in it: mine. Write {own}:mine"),
         ("{own}:", "names no cell. Cells in it: mine"),
         ("{own}:other", "other is not in the file. Cells in it: mine"),
         ("{own}:plain", "plain is not a cell. Cells in it: mine"),
     ],
 )
 def test_a_file_without_that_cell_is_told(own, text, told):
-    with pytest.raises(TaskError, match=re.escape(told.format(own=own))):
-        cell.find(text.format(own=own))
+    with pytest.raises(CellError, match=re.escape(told.format(own=own))):
+        cells.find(text.format(own=own))
 
 
 def test_a_file_without_any_cell_is_told(tmp_path):
     (tmp_path / "none.py").write_text("x = 1\n")
-    with pytest.raises(TaskError, match=r"It defines no cell: decorate the function"):
-        cell.find(f"{tmp_path / 'none.py'}:x")
+    with pytest.raises(CellError, match=r"It defines no cell: decorate the function"):
+        cells.find(f"{tmp_path / 'none.py'}:x")
 
 
 def test_an_error_in_the_user_s_file_is_the_user_s(tmp_path):
     (tmp_path / "bad.py").write_text("1 / 0\n")
     with pytest.raises(ZeroDivisionError):
-        cell.find(f"{tmp_path / 'bad.py'}:x")
+        cells.find(f"{tmp_path / 'bad.py'}:x")
 
 
 def test_missing_extras_are_named(monkeypatch):

@@ -30,7 +30,10 @@ def normalise(values):
     deviation="the two shifts and the bias of the pre-activation, which only add up, are one parameter",
 )
 def layer_norm_lstm(gate, h, c, gain_x, gain_h, shift, gain_c, shift_c):
-    """One step of the layer-normalised LSTM. The cell state is carried without normalisation."""
+    """One step of the layer-normalised LSTM. The cell state is carried without normalisation.
+
+    i: input, f: forget, g: candidate, o: output.
+    """
     xi, xf, xg, xo = normalise([gate.i.x, gate.f.x, gate.g.x, gate.o.x])
     hi, hf, hg, ho = normalise([gate.i.h, gate.f.h, gate.g.h, gate.o.h])
     i = torch.sigmoid(gain_x.i * xi + gain_h.i * hi + shift.i)

@@ -31,7 +31,7 @@ def lstm(gate, h, c):
     aten="lstm",
 )
 def projected_lstm(gate, h, c):
-    """One step of the LSTM with a projected hidden state of P units."""
+    """One step of the LSTM with h projected to P units. i: input, f: forget, g: candidate, o: output."""
     i = torch.sigmoid(gate.i)
     f = torch.sigmoid(gate.f)
     g = torch.tanh(gate.g)

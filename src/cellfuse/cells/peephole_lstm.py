@@ -12,7 +12,10 @@ from cellfuse.cell import cell, per_unit
     source="Gers, Schraudolph, Schmidhuber 2002, JMLR 3",
 )
 def peephole_lstm(gate, h, c, p_i, p_f, p_o):
-    """One step of the LSTM with peepholes: i and f see the old cell state, o the new one."""
+    """One step of the LSTM with peepholes: i and f see the old cell state, o the new one.
+
+    i: input, f: forget, g: candidate, o: output.
+    """
     i = torch.sigmoid(gate.i + p_i * c)
     f = torch.sigmoid(gate.f + p_f * c)
     g = torch.tanh(gate.g)

@@ -5,24 +5,35 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
+from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
-from cellfuse.cells import CELLS
-from cellfuse.errors import CellError
-from cellfuse.explain.gather import LANGUAGES, explain
+from cellfuse.cells import CELLS, find
+from cellfuse.errors import OptionError
+from cellfuse.explain.facts import Explanation
+from cellfuse.explain.gather import explain
+from cellfuse.explain.words import LANGUAGES
 from cellfuse.graph.backward import backward
 from cellfuse.graph.show import show
 from cellfuse.nn import GRU, LSTM, RNN
 from cellfuse.runtime.torch_text import torch_step
 
+_STAGES = {
+    "graph": show,
+    "backward": lambda step: show(backward(step)),
+    "torch": lambda step: torch_step(step).text.rstrip("\n"),
+}
 NAMED = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the layer and of the text."""
     add = parser.add_argument
-    add("cell", help=f"one of {', '.join(sorted(CELLS))}")
+    names = ", ".join(sorted(CELLS))
+    add("cell", metavar="CELL", help=f"file.py:name for a cell of your own, or one of {names}")
     add("--input-size", type=int, default=10, metavar="I")
     add("--hidden-size", type=int, default=20, metavar="H")
     add("--num-layers", type=int, default=1, metavar="L")
@@ -35,20 +46,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seq-len", type=int, default=5, metavar="T")
     add("--batch", type=int, default=3, metavar="B")
     add("--unbatched", action="store_true", help="one sequence [T, I] without a batch axis")
+    add("--lengths", type=int, nargs="+", metavar="T", help="packed sequences of these lengths")
     add("--lang", choices=LANGUAGES, help="language of the text; the locale's by default")
     add("--json", action="store_true", help="the facts as JSON instead of text")
-    add("--show", choices=("graph", "backward", "torch"), help="print a compiler stage instead")
+    add("--show", choices=tuple(_STAGES), help="print a compiler stage instead")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the explanation."""
-    if args.cell not in CELLS:
-        raise CellError(f"no cell is called {args.cell!r}; there are {', '.join(sorted(CELLS))}")
-    cell = CELLS[args.cell]
+    """Print the explanation, or a stage of the compiler.
+
+    Raises:
+        CellfuseError: there is no such cell, or an option is not allowed.
+    """
+    cell = find(args.cell)
     if args.show:
-        stages = {"graph": lambda: show(cell.step), "backward": lambda: show(backward(cell.step))}
-        stages["torch"] = lambda: torch_step(cell.step).text
-        return _write(stages[args.show]())
+        return _write(_STAGES[args.show](cell.step_without_bias if args.no_bias else cell.step))
     options = {"num_layers": args.num_layers, "bidirectional": args.bidirectional}
     options |= {"batch_first": args.batch_first, "bias": not args.no_bias, "dropout": args.dropout}
     options |= {"proj_size": args.proj_size}
@@ -56,34 +68,43 @@ def run(args: argparse.Namespace) -> int:
         layer = NAMED[args.cell](args.input_size, args.hidden_size, **options)
     else:
         layer = cell.layer(args.input_size, args.hidden_size, num_heads=args.num_heads, **options)
-    input = torch.zeros(args.seq_len, args.input_size) if args.unbatched else None
+    input = _input(args)
     facts = explain(layer, input, seq_len=args.seq_len, batch=args.batch, lang=args.lang)
+    assert isinstance(facts, Explanation)
+    facts = replace(facts, was_given_input=False)  # the numbers are ours
     if args.json:
-        return _write(json.dumps(facts.to_dict(), ensure_ascii=False, indent=1))  # type: ignore[union-attr]
+        return _write(json.dumps(facts.to_dict(), ensure_ascii=False, indent=1))
     return _write(facts.text())
 
 
-# Where the terminal's encoding lacks a sign.
-_PLAIN = {
-    "σ": "sigmoid",
-    "⊙": "*",
-    "→": "->",
-    "←": "<-",
-    "↑": "^",
-    "′": "'",
-    "−": "-",
-    "…": "..",
-    "√": "sqrt",
-}
+def _input(args: argparse.Namespace) -> Any:
+    """What the options say of the input: None for a batch, a shape, or packed random numbers."""
+    if args.lengths is None:
+        return (args.seq_len, args.input_size) if args.unbatched else None
+    if args.unbatched or min(args.lengths) < 1:
+        raise OptionError(f"--lengths {args.lengths}: needs lengths of at least 1, and no --unbatched")
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(max(args.lengths), len(args.lengths), args.input_size, generator=generator)
+    return pack_padded_sequence(values, args.lengths, enforce_sorted=False)
+
+
+# What stands for a sign that the terminal's encoding lacks.
+_PLAIN = {"σ": "sigmoid", "⊙": "*", "→": "->", "←": "<-", "↑": "^", "′": "'", "−": "-", "…": "..."}
+_PLAIN |= {"√": "sqrt", "Σ": "sum", "∞": "inf", "≤": "<=", "≥": ">=", "≠": "!=", "ᵀ": ".T", "ₖ": ""}
 
 
 def _write(text: str) -> int:
     encoding = sys.stdout.encoding or "utf-8"
+    for sign, plain in _PLAIN.items():
+        if not _can_write(sign, encoding):
+            text = text.replace(sign, plain)
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+    return 0
+
+
+def _can_write(text: str, encoding: str) -> bool:
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        for sign, plain in _PLAIN.items():
-            text = text.replace(sign, plain)
-        text = text.encode(encoding, "replace").decode(encoding)
-    sys.stdout.write(text + "\n")
-    return 0
+        return False
+    return True

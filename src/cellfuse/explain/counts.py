@@ -1,49 +1,167 @@
-"""How much a layer holds and does: parameters, multiply-adds, bytes. Counted from the traced step."""
+"""How much a layer holds and does: parameters, multiply-adds, bytes. Each number is a formula's value.
+
+The formulas follow from the graph of one step; nothing is measured.
+"""
 
 from __future__ import annotations
 
-from cellfuse.explain.facts import Count
-from cellfuse.graph.expr import order
-from cellfuse.nn import Layer
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+from cellfuse.explain.facts import Count, TensorFact
+from cellfuse.explain.subject import Subject
+from cellfuse.explain.words import WORDS
+from cellfuse.graph.expr import Expr, order
 
 _PRODUCTS = ("product", "blocks_product")
+# Operations that copy or mark a value and compute nothing.
+_FREE = ("expand", "detach")
+# Operations that read every unit of their argument.
+_REDUCTIONS = ("sum", "amax")
 
 
-def counts_of(layer: Layer, T: int, B: int, element_size: int) -> list[Count]:
-    """Counts for T time steps of B sequences (for packed input: as if all had the full length)."""
-    L, D, H, P = layer.num_layers, layer.num_directions, layer.hidden_size, layer.proj_size
-    axes = {"H": H, "P": P, "N": layer.num_heads, "K": H // layer.num_heads}
-    step = layer.cell.step if layer.bias else layer.cell.step_without_bias
-    weights = sum(p.numel() for name, p in layer.named_parameters() if name.startswith("weight"))
-    others = sum(p.numel() for p in layer.parameters()) - weights
-    widths = [layer.input_size] + [layer.output_size] * (L - 1)
-    into = sum(D * len(layer.cell.input_gates) * H * width for width in widths) * T * B
-    inside = elementwise = 0
-    for expr in order(step.results):
+def counts_of(subject: Subject, tensors: tuple[TensorFact, ...], item: int) -> list[Count]:
+    """All counts; a number is `item` bytes long."""
+    made = [*_parameters(subject, tensors), *_operations(subject)]
+    return [*made, _chain(subject), *_memory(subject, tensors, item)]
+
+
+def value_of(formula: str, sizes: dict[str, int]) -> int:
+    """A formula's value."""
+    return int(eval(formula, {"__builtins__": {}}, dict(sizes)))
+
+
+def _count(key: str, formula: str, subject: Subject, level: int = 1) -> Count:
+    return Count(key, value_of(formula, subject.sizes), formula, level, *WORDS[key])
+
+
+def _total(key: str, parts: list[Count]) -> Count:
+    """The sum of some counts. Its formula is theirs, added."""
+    formula = " + ".join(part.formula for part in parts) or "0"
+    return Count(key, sum(part.value for part in parts), formula, 0, *WORDS[key])
+
+
+def _times(*factors: str) -> str:
+    """A product without the factors that are 1."""
+    return "*".join(f for f in factors if f and f != "1") or "1"
+
+
+def _lanes(subject: Subject) -> str:
+    """L*D, as short as it can be."""
+    return _times("L" * (subject.sizes["L"] > 1), "D" * (subject.sizes["D"] > 1))
+
+
+def _input_weights(subject: Subject) -> str:
+    """The numbers in all weight_ih: layer 0 reads I features, the others all of the layer below."""
+    way = "D" if subject.sizes["D"] > 1 else ""
+    width = "I"
+    if subject.sizes["L"] > 1:
+        width = f"(I + {_times('(L-1)' if subject.sizes['L'] > 2 else '', way, subject.width)})"
+    count = len(subject.cell.input_gates)
+    return _times(way, str(count), "H", width) if count else ""
+
+
+def _parameters(subject: Subject, tensors: tuple[TensorFact, ...]) -> list[Count]:
+    """Learned numbers by kind, and the constants beside them."""
+    first = [fact for fact in tensors if fact.name in _names(subject, subject.suffixes[0][2])]
+    lanes, parts = _lanes(subject), []
+    into = _input_weights(subject)
+    groups: dict[str, list[TensorFact]] = {"count R": [], "count biases": [], "count projection": []}
+    groups |= {"count own": [], "count constants": []}
+    for fact in first:
+        stem = fact.name.removesuffix(subject.suffixes[0][2])
+        kind = {"weight_hh": "count R", "weight_hr": "count projection"}.get(stem, "count own")
+        kind = "count biases" if stem in ("bias_ih", "bias_hh") else kind
+        kind = "count constants" if fact.role == "constant" else kind
+        if stem != "weight_ih":
+            groups[kind].append(fact)
+    if into:
+        parts.append(_count("count W", into, subject))
+    for kind, facts in groups.items():
+        if facts:
+            formula = _times(lanes, _sum_of_axes(facts))
+            parts.append(_count(kind, formula, subject, 0 if kind == "count constants" else 1))
+    learned = [part for part in parts if part.level]
+    return [_total("count parameters", learned), *parts]
+
+
+def _names(subject: Subject, suffix: str) -> set[str]:
+    """The parameters and constants of one layer and direction."""
+    stems = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", *subject.cell.parameters)
+    return {stem + suffix for stem in stems}
+
+
+def _sum_of_axes(facts: Iterable[TensorFact]) -> str:
+    """(4*H*H + 8*H): the numbers in some tensors, like ones together."""
+    terms: Counter[str] = Counter()
+    for fact in facts:
+        factor, letters = 1, []
+        for axis in fact.letters:
+            head, star, rest = axis.partition("*")
+            is_counted = bool(star) and head.isdigit()
+            factor *= int(head) if is_counted else 1
+            letters.append(rest if is_counted else axis)
+        terms["*".join(letters).replace("*H/N", "*H//N")] += factor
+    return _sum_of(terms)
+
+
+def _sum_of(terms: Counter[str]) -> str:
+    """Numbers of like terms as a formula; "" counts single numbers."""
+    parts = [_times(str(n), term) for term, n in terms.items() if n]
+    return parts[0] if len(parts) == 1 else f"({' + '.join(parts)})" if parts else "0"
+
+
+def _operations(subject: Subject) -> list[Count]:
+    """Multiply-adds of the matrix products, and the operations on one number each, of a forward pass."""
+    lanes, steps = _lanes(subject), "B" if subject.is_step else "T*B"
+    steps = {"packed": "S", "unbatched": "" if subject.is_step else "T"}.get(subject.form, steps)
+    products: dict[str, Counter[str]] = {"count R h": Counter(), "count W_hr": Counter()}
+    single: Counter[str] = Counter()
+    blocks = ("N", "K", "K")
+    for expr in order(subject.step.results):
         if expr.op in _PRODUCTS:
-            size = 1
-            for axis in expr.args[0].shape:
-                size *= axes[axis]
-            inside += size
-        elif not expr.is_leaf:
-            elementwise += axes[expr.shape[0]] if expr.shape else 1
-    inside, elementwise = inside * L * D * T * B, elementwise * L * D * T * B
-    chain = T * L if D == 2 else T + L - 1
-    states = sum(P if layer.cell.width(s) == "P" else H for s in layer.cell.states) * L * D * B
-    return [
-        Count("parameters", weights + others, "", "parameters", "参数"),
-        Count("weights", weights, "", "of these in matrices", "其中矩阵"),
-        Count("others", others, "", "of these biases and others", "其中偏置及其他"),
-        Count("parameter bytes", (weights + others) * element_size, "", "bytes of parameters", "参数字节"),
-        Count("multiply-adds", into + inside, "", "multiply-adds, forward", "前向乘加"),
-        Count("input products", into, "T*B*D*G*H*I per layer", "W x, before loop", "其中 W x（循环之前）"),
-        Count("recurrent products", inside, "T*B*D*G*H*H per layer", "inside loop", "其中循环内"),
-        Count("element-wise", elementwise, "", "element-wise operations", "逐元素运算"),
-        Count("FLOPs", 2 * (into + inside) + elementwise, "", "floating-point operations", "浮点运算总数"),
-        Count(
-            "chain", chain, "T*L" if D == 2 else "T+L-1",
-            "dependent steps, one after the other", "必须先后进行的步数",
-        ),
-        Count("output bytes", T * B * layer.output_size * element_size, "", "bytes of output", "output 字节"),
-        Count("state bytes", states * element_size, "", "bytes of final states", "最终状态字节"),
-    ]  # fmt: skip
+            matrix = expr.args[0]
+            key = "count W_hr" if matrix.label == "W_hr" else "count R h"
+            products[key]["H*H//N" if matrix.shape == blocks else "*".join(matrix.shape)] += 1
+        elif not expr.is_leaf and expr.op not in _FREE:
+            single["*".join(_counted(expr).shape)] += 1
+    if subject.bias and "ih" in subject.cell.biases:
+        single["H"] += len(subject.cell.input_gates)  # the graph has W x + b as one leaf
+    into = _input_weights(subject)
+    parts = [_count("count W x", _times(steps, into), subject)] if into else []
+    for key, terms in products.items():
+        if terms:
+            parts.append(_count(key, _times(steps, lanes, _sum_of(terms)), subject))
+    total = _total("count multiply-adds", parts)
+    alone = _count("count element-wise", _times(steps, lanes, _sum_of(single)), subject, 0)
+    flops = Count(
+        "count FLOPs", 2 * total.value + alone.value, f"2*({total.formula}) + {alone.formula}", 0,
+        *WORDS["count FLOPs"],
+    )  # fmt: skip
+    return [total, *parts, alone, flops]
+
+
+def _counted(expr: Expr) -> Expr:
+    """The value with as many numbers as the operation makes or reads."""
+    return expr.args[0] if expr.op in _REDUCTIONS else expr
+
+
+def _chain(subject: Subject) -> Count:
+    """Steps that wait for each other. With two directions a layer waits for the whole layer below."""
+    if subject.is_step:
+        return _count("count chain", "1", subject, 0)
+    if subject.sizes["D"] == 2:
+        return _count("count chain two", "T*L", subject, 0)
+    return _count("count chain", "T + L - 1" if subject.sizes["L"] > 1 else "T", subject, 0)
+
+
+def _memory(subject: Subject, tensors: tuple[TensorFact, ...], item: int) -> list[Count]:
+    parameters = [fact for fact in tensors if fact.role in ("parameter", "constant")]
+    number = sum(math.prod(fact.shape) for fact in parameters)
+    parts = [_count("bytes parameters", f"{item}*{number}", subject)]
+    for role in ("input", "output", "state"):
+        facts = [fact for fact in tensors if fact.role == role]
+        if facts:
+            parts.append(_count(f"bytes {role}", _times(str(item), _sum_of_axes(facts)), subject))
+    return [_total("bytes", parts), *parts]

@@ -1,12 +1,22 @@
-"""Explanation: every fact about one layer on one size of input, immutable. Text is made from it.
+"""Explanation: every fact about one layer on one input, immutable. Text is made from it.
 
-Says nothing about how it looks: see `text`.
+Says nothing about how it looks: see `text`. Every fact that is a sentence has it in English and Chinese.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One line of the step: left = right, and what the left side is ("" if nothing is known of it)."""
+
+    left: str
+    right: str
+    en: str
+    zh: str
 
 
 @dataclass(frozen=True)
@@ -14,81 +24,108 @@ class TensorFact:
     """One tensor of the layer.
 
     Attributes:
-        name: as in the program.
-        letters: the axes, such as ("T", "B", "I"), or rows of gates for weights.
-        shape: the sizes.
+        name: as in torch.nn.
+        role: "input", "initial", "output", "state", "parameter" or "constant".
+        letters: the axes, such as ("T", "B", "D*H").
+        shape: their sizes.
         bytes: its size in memory.
-        en, zh: what it is.
+        en, zh: what it holds.
+        rows: the gates whose blocks of H rows a parameter holds, in order.
     """
 
     name: str
+    role: str
     letters: tuple[str, ...]
     shape: tuple[int, ...]
     bytes: int
     en: str
     zh: str
+    rows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement as an expression that can be evaluated on the layer's tensors.
+    """A statement as a Python expression that is evaluated on the layer's tensors.
 
     Attributes:
         key: stable name.
-        code: Python; true on `output`, `input`, the final states (`h_n`, ...), T, B, H, L, D.
-        en, zh: what it means.
-        holds: the result on the tensors that were at hand; None if it was not evaluated.
+        topic: key of the heading it stands under, see `words`.
+        code: over the names that `evaluate.Names` lists.
+        en, zh: what it says.
+        is_generic: True for all but special numbers (such as: two tensors differ).
+        holds: the value of `code`; None if it was not run, because the output holds NaN.
     """
 
     key: str
+    topic: str
     code: str
     en: str
     zh: str
+    is_generic: bool = False
     holds: bool | None = None
 
 
 @dataclass(frozen=True)
 class Count:
-    """One number with its formula."""
+    """One number with the formula that it is the value of.
 
-    name: str
+    Attributes:
+        key: stable name.
+        value: the number.
+        formula: a Python expression over the letters of `Explanation.sizes`.
+        level: 0 a total, 1 a part of the total above it.
+        en, zh: what is counted.
+    """
+
+    key: str
     value: int
     formula: str
+    level: int
     en: str
     zh: str
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything `explain` says about one layer.
+    """Everything `explain` says about one layer. `print` it, or read the facts.
 
     Attributes:
         title: the layer as torch would print it.
-        cell, source, deviation: the cell and the paper it is from.
-        sizes: T, B, I, H, P, L, D as numbers.
-        gates: (gate, meaning) from the cell's docstring.
-        equations: (left, right) of one time step.
-        wiring: (from, to) for every arrow between the boxes of the map; keys are `in/0`, `c/layer/direction`,
-            `h/k`, `out`.
-        tensors, claims, counts: see their classes.
+        kind: "layer", or "step" for a module that makes one time step, such as LSTMCell.
+        form: of the input: "batched", "unbatched" or "packed".
+        cell, source, deviation: the cell's name, the paper it is from, and where it differs.
+        states: the cell's states by name.
+        output_states: those whose new value is the output.
+        sizes: T, B, I, H, P (0: none), N (heads), L, D as numbers; S, the number of valid time steps
+            of all sequences together: T*B unless packed.
+        lengths: of the sequences of packed input, in the order in which they were packed.
+        gates: (gate, its meaning in English) from the cell's docstring.
+        equations, tensors, claims, counts: see their classes.
+        wiring: (from, to) for every arrow between the boxes of the map; keys are "in/0",
+            "c/layer/direction", "h/k", "out".
+        options: bias, batch_first, dropout, has_hx, dtype.
         was_given_input: whether the claims were checked on the user's own input.
-        lang: "en" or "zh".
+        lang: of `str(...)`: "en" or "zh".
     """
 
     title: str
+    kind: str
+    form: str
     cell: str
     source: str
     deviation: str
+    states: tuple[str, ...]
+    output_states: tuple[str, ...]
     sizes: dict[str, int]
+    lengths: tuple[int, ...]
     gates: tuple[tuple[str, str], ...]
-    equations: tuple[tuple[str, str], ...]
+    equations: tuple[Equation, ...]
     wiring: tuple[tuple[str, str], ...]
     tensors: tuple[TensorFact, ...]
     claims: tuple[Claim, ...]
     counts: tuple[Count, ...]
-    states: tuple[str, ...]
-    options: dict[str, Any] = field(default_factory=dict)
-    was_given_input: bool = False
+    options: dict[str, Any]
+    was_given_input: bool
     lang: str = "en"
 
     def text(self, lang: str | None = None) -> str:
@@ -101,28 +138,58 @@ class Explanation:
         """Every fact as plain Python, ready for JSON."""
         return asdict(self)
 
-    def count(self, name: str) -> int:
+    def tensor(self, name: str) -> TensorFact:
+        """The tensor of this name."""
+        return next(fact for fact in self.tensors if fact.name == name)
+
+    def claim(self, key: str) -> Claim:
+        """The claim of this key."""
+        return next(claim for claim in self.claims if claim.key == key)
+
+    def count(self, key: str) -> int:
         """The value of one count."""
-        return next(count.value for count in self.counts if count.name == name)
+        return next(count.value for count in self.counts if count.key == key)
 
     def __str__(self) -> str:
         return self.text()
 
 
 @dataclass(frozen=True)
-class ModelExplanation:
-    """The recurrent layers inside a model, by name, and the names of its other layers."""
+class Other:
+    """A part of a model that is not explained: its name, how it prints, its own parameters."""
 
+    name: str
+    title: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class ModelExplanation:
+    """The recurrent layers inside a model, by name, and its other parts.
+
+    Attributes:
+        title: the model's class.
+        layers: (name inside the model, explanation).
+        others: what is not recurrent.
+        parameters: of the whole model, shared ones once.
+        lang: of `str(...)`: "en" or "zh".
+    """
+
+    title: str
     layers: tuple[tuple[str, Explanation], ...]
-    others: tuple[str, ...]
+    others: tuple[Other, ...]
+    parameters: int
     lang: str = "en"
 
     def text(self, lang: str | None = None) -> str:
-        """Each layer's explanation under its name."""
-        lang = lang or self.lang
-        parts = [f"## {name}\n\n{layer.text(lang)}" for name, layer in self.layers]
-        head = {"en": "other layers: ", "zh": "其他层："}[lang]
-        return "\n\n".join([*parts, head + (", ".join(self.others) or "-")])
+        """Each layer's explanation under its name, then the rest by name."""
+        from cellfuse.explain.text import text_of_model  # as in Explanation.text
+
+        return text_of_model(self, lang or self.lang)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every fact as plain Python, ready for JSON."""
+        return asdict(self)
 
     def __str__(self) -> str:
         return self.text()

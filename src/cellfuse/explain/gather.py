@@ -1,32 +1,35 @@
-"""Collect the facts about a layer: run a copy of it once and read everything off."""
+"""`explain`: run a stand-in of a layer once and collect the facts about it; or of every layer in a model."""
 
 from __future__ import annotations
 
 import copy
-import locale
-import os
-import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from cellfuse.cell import Cell
-from cellfuse.errors import InputError
+from cellfuse.errors import InputError, OptionError
 from cellfuse.explain.claims import claims_of
 from cellfuse.explain.counts import counts_of
-from cellfuse.explain.facts import Claim, Explanation, ModelExplanation, TensorFact
-from cellfuse.graph.equations import equations
-from cellfuse.nn import Layer, OneStep, convert
-from cellfuse.nn.convert import TABLE
+from cellfuse.explain.evaluate import evaluate, names_of, result_of, stand_in
+from cellfuse.explain.facts import Explanation, ModelExplanation, Other
+from cellfuse.explain.step import equations_of, gate_meanings
+from cellfuse.explain.subject import is_recurrent, subject_of
+from cellfuse.explain.tensors import tensors_of
+from cellfuse.explain.words import LANGUAGES, default_language
+from cellfuse.nn import OneStep
 
-LANGUAGES = ("en", "zh")
+KNOWN = "cellfuse's layers, torch.nn.RNN, GRU, LSTM and their one-step cells, and models that hold some"
 
 
 def explain(
     layer: nn.Module | Cell,
-    input: Tensor | PackedSequence | None = None,
+    input: Any = None,
     hx: Any = None,
     *,
     seq_len: int = 5,
@@ -37,9 +40,10 @@ def explain(
 
     Args:
         layer: a cellfuse layer, a torch.nn.RNN/GRU/LSTM, one of their one-step cells, or a model that
-            holds some. It is not changed.
+            holds some. It is not changed and, except for a copy of a model, not called.
         input: [T, B, I] as the layer takes it, unbatched or packed too; every statement is then checked
-            on it. None: sizes only, checked on random numbers.
+            on it. Or a shape, such as (5, 3, 10). For a model what its forward takes, a tuple for
+            several arguments. None: sizes only. Without tensors, random numbers are used.
         hx: initial states, as the layer takes them.
         seq_len, batch: T and B where no input is given.
         lang: "en" or "zh"; the locale's if None.
@@ -48,128 +52,110 @@ def explain(
         An Explanation, or a ModelExplanation for a model. `print` it.
 
     Raises:
-        InputError: there is no recurrent layer in it, or lang is unknown.
+        InputError: there is no recurrent layer in it, or the input does not fit.
+        OptionError: a size or language that is not allowed.
     """
     lang = lang or default_language()
     if lang not in LANGUAGES:
-        raise InputError(f"lang={lang!r}: use one of {', '.join(LANGUAGES)}")
+        raise OptionError(f"explain: lang={lang!r}; use one of {', '.join(LANGUAGES)}")
+    for name, size in (("seq_len", seq_len), ("batch", batch)):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise OptionError(f"explain: {name} must be a whole number of at least 1, got {size!r}")
     if isinstance(layer, Cell):
-        raise InputError(f"explain takes a layer; write explain({layer.name}.layer(input_size, hidden_size))")
-    recurrent = (Layer, OneStep, *TABLE)
-    if not isinstance(layer, recurrent):
-        return _explain_model(layer, recurrent, seq_len, batch, lang)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return _explain_layer(_as_layer(layer), input, hx, seq_len, batch, lang, repr(layer))
-
-
-def default_language() -> str:
-    """ "zh" where the locale is Chinese, else "en"."""
-    names = [os.environ.get(name, "") for name in ("LC_ALL", "LC_MESSAGES", "LANG")]
-    name = next((name for name in names if name), "") or (locale.getlocale()[0] or "")
-    return "zh" if name.lower().startswith(("zh", "chinese")) else "en"
-
-
-def _explain_model(
-    model: nn.Module, recurrent: tuple, seq_len: int, batch: int, lang: str
-) -> ModelExplanation:
-    found, others = [], []
-    for name, module in model.named_modules():
-        if isinstance(module, recurrent):
-            found.append((name, explain(module, seq_len=seq_len, batch=batch, lang=lang)))
-        elif not list(module.children()) and name:
-            others.append(f"{name} ({type(module).__name__})")
-    if not found:
         raise InputError(
-            f"{type(model).__name__} holds no recurrent layer; explain takes cellfuse's layers, "
-            "torch.nn.RNN, GRU, LSTM and their cells"
+            f"explain takes a layer, not a cell; write explain({layer.name}.layer(input_size, hidden_size))"
         )
-    return ModelExplanation(tuple(found), tuple(others), lang)  # type: ignore[arg-type]
+    if not isinstance(layer, nn.Module):
+        raise InputError(f"explain takes {KNOWN}; got {type(layer).__name__}")
+    if is_recurrent(layer):
+        return _explain_layer(layer, input, hx, (seq_len, batch), lang)
+    return _explain_model(layer, input, hx, (seq_len, batch), lang)
 
 
-def _as_layer(module: nn.Module) -> Layer:
-    """Our layer with the same weights; the user's module stays as it is."""
-    ours = convert(copy.deepcopy(module), report=None).eval()
-    if isinstance(ours, Layer):
-        return ours
-    assert isinstance(ours, OneStep)
-    layer = Layer(
-        ours.cell, ours.input_size, ours.hidden_size, bias=ours.bias, proj_size=ours.proj_size,
-        num_heads=ours.num_heads, dtype=next(ours.parameters()).dtype,
-    )  # fmt: skip
-    layer.load_state_dict({f"{key}_l0": value for key, value in ours.state_dict().items()})
-    return layer.eval()
-
-
-def _explain_layer(
-    layer: Layer, input: Any, hx: Any, seq_len: int, batch: int, lang: str, title: str
-) -> Explanation:
-    like = next(layer.parameters(), torch.zeros(()))
-    given = input is not None
-    if input is None:
-        if seq_len < 1 or batch < 1:
-            raise InputError(f"seq_len={seq_len}, batch={batch}: both must be at least 1")
-        shape = (batch, seq_len) if layer.batch_first else (seq_len, batch)
-        device = "cpu" if like.device.type == "meta" else like.device
-        layer = layer.to_empty(device=device) if like.device.type == "meta" else layer
-        generator = torch.Generator(device=device).manual_seed(0)
-        input = torch.randn(*shape, layer.input_size, generator=generator, device=device).to(like.dtype)
-        if like.device.type == "meta":
-            layer.reset_parameters()
-    output, finals = layer(input, hx)
-    finals = finals if isinstance(finals, tuple) else (finals,)
-    T, B = _lengths(layer, input)
-    sizes = {"T": T, "B": B, "I": layer.input_size, "H": layer.hidden_size, "P": layer.proj_size}
-    sizes |= {"L": layer.num_layers, "D": layer.num_directions}
-    form = "packed" if isinstance(input, PackedSequence) else "unbatched" if input.dim() == 2 else "batched"
-    values = {"layer": layer, "input": input, "output": output, "torch": torch, **sizes}
-    values |= {f"{s}_n": value for s, value in zip(layer.cell.states, finals, strict=True)}
-    if isinstance(input, PackedSequence):
-        values["padded"], values["lengths"] = pad_packed_sequence(output, batch_first=False)  # type: ignore[arg-type]
-    claims = tuple(_checked(claim, values) for claim in claims_of(layer, form))
+def _explain_layer(module: nn.Module, input: Any, hx: Any, sizes: tuple[int, int], lang: str) -> Explanation:
+    is_given = isinstance(input, Tensor | PackedSequence)
+    with _quietly(module):
+        layer = _materialised(module)
+        if not is_given:
+            input = _random(layer, input, sizes)
+        hx = tuple(hx) if isinstance(hx, list) else hx
+        output, states = result_of(layer, input, hx)
+        subject = subject_of(layer, input, hx is not None)
+        tensors = tensors_of(layer, subject, input, hx, output, states)
+        names = names_of(layer, subject, input, hx, (output, states))
+        claims = evaluate(claims_of(subject, tensors), names)
+    data = input.data if isinstance(input, PackedSequence) else input
     return Explanation(
-        title=title,
-        cell=layer.cell.name,
-        source=layer.cell.source,
-        deviation=layer.cell.deviation,
-        sizes=sizes,
-        gates=_gate_meanings(layer.cell),
-        equations=tuple(equations(layer.cell.step if layer.bias else layer.cell.step_without_bias)),
-        wiring=tuple(wiring(layer.num_layers, layer.num_directions)),
-        tensors=tuple(_tensors(layer, input, output, finals, form)),
+        title=subject.title,
+        kind="step" if subject.is_step else "layer",
+        form=subject.form,
+        cell=subject.cell.name,
+        source=subject.cell.source,
+        deviation=subject.cell.deviation,
+        states=subject.cell.states,
+        output_states=subject.output_states,
+        sizes=subject.sizes,
+        lengths=subject.lengths,
+        gates=gate_meanings(subject.cell),
+        equations=equations_of(subject),
+        wiring=tuple(wiring(subject.sizes["L"], subject.sizes["D"])),
+        tensors=tensors,
         claims=claims,
-        counts=tuple(counts_of(layer, T, B, like.element_size())),
-        states=layer.cell.states,
+        counts=tuple(counts_of(subject, tensors, data.element_size())),
         options={
-            "batch_first": layer.batch_first,
-            "dropout": layer.dropout,
-            "form": form,
-            "bias": layer.bias,
+            "bias": subject.bias,
+            "batch_first": subject.batch_first,
+            "dropout": subject.dropout,
+            "has_hx": subject.has_hx,
+            "dtype": str(data.dtype).removeprefix("torch."),
         },
-        was_given_input=given,
+        was_given_input=is_given,
         lang=lang,
     )
 
 
-def _lengths(layer: Layer, input: Any) -> tuple[int, int]:
-    """T and B of an input."""
-    if isinstance(input, PackedSequence):
-        return len(input.batch_sizes), int(input.batch_sizes[0])
-    if input.dim() == 2:
-        return input.size(0), 1
-    return (input.size(1), input.size(0)) if layer.batch_first else (input.size(0), input.size(1))
+@contextmanager
+def _quietly(module: nn.Module) -> Iterator[None]:
+    """No gradients, no autocast, and the random number generators as they were."""
+    first = next(iter([*module.parameters(), *module.buffers()]), torch.empty(0))
+    devices = [first.device] if first.is_cuda else []
+    with warnings.catch_warnings(), torch.random.fork_rng(devices), torch.no_grad():
+        # torch on CUDA says so of weights that do not lie side by side in memory
+        warnings.filterwarnings("ignore", message=".*RNN module weights.*")
+        with torch.autocast(first.device.type if first.is_cuda else "cpu", enabled=False):
+            yield
 
 
-def _checked(claim: Claim, values: dict[str, Any]) -> Claim:
-    """The claim with its truth on these tensors."""
-    holds = bool(eval(claim.code, {"__builtins__": {"all": all, "range": range}, **values}))
-    return Claim(claim.key, claim.code, claim.en, claim.zh, holds)
+def _materialised(module: nn.Module) -> Any:
+    """A stand-in of the module, with drawn weights if it has none yet (device "meta")."""
+    if any(parameter.is_meta for parameter in module.parameters()):
+        module = copy.deepcopy(module).to_empty(device="cpu")
+        module.reset_parameters()  # type: ignore[operator]
+    return stand_in(module)
 
 
-def _gate_meanings(cell: Cell) -> tuple[tuple[str, str], ...]:
-    """(gate, meaning) pairs from a docstring such as "... r: reset, z: update, n: candidate." """
-    text = " ".join((cell.function.__doc__ or "").split())
-    found = re.findall(r"\b(\w+): ([^,:.;]+)", text)
-    return tuple((gate, meaning.strip()) for gate, meaning in found if gate in cell.gates)
+def _random(layer: Any, shape: Any, sizes: tuple[int, int]) -> Tensor:
+    """Random input of a shape, or of T and B.
+
+    Raises:
+        InputError: it is no shape that the layer takes.
+    """
+    T, B = sizes
+    is_step = isinstance(layer, OneStep | nn.RNNCellBase)
+    if shape is None:
+        shape = (B,) if is_step else (B, T) if layer.batch_first else (T, B)
+        shape = (*shape, layer.input_size)
+    is_shape = isinstance(shape, tuple | list) and all(isinstance(n, int) and n > 0 for n in shape)
+    axes = (1, 2) if is_step else (2, 3)
+    if not is_shape or len(shape) not in axes or shape[-1] != layer.input_size:
+        wanted = "[B, I] or [I]" if is_step else "[T, B, I] ([B, T, I] if batch_first) or [T, I]"
+        raise InputError(
+            f"explain: input={shape!r}; give a tensor, a PackedSequence or a shape that "
+            f"{layer._get_name()} takes, {wanted} with I={layer.input_size}"
+        )
+    like = next(layer.parameters())
+    generator = torch.Generator(device=like.device).manual_seed(0)
+    return torch.randn(*shape, generator=generator, device=like.device).to(like.dtype)
 
 
 def wiring(num_layers: int, num_directions: int) -> list[tuple[str, str]]:
@@ -186,41 +172,47 @@ def wiring(num_layers: int, num_directions: int) -> list[tuple[str, str]]:
     return arrows
 
 
-def _tensors(
-    layer: Layer, input: Any, output: Any, finals: tuple[Tensor, ...], form: str
-) -> list[TensorFact]:
-    features = "D*P" if layer.proj_size else "D*H"
-    axes = {"packed": ("N",), "unbatched": ("T",), "batched": ("B", "T") if layer.batch_first else ("T", "B")}
-    data = {"input": input, "output": output}
-    if form == "packed":
-        data = {name: value.data for name, value in data.items()}
-    facts = [
-        _fact("input", (*axes[form], "I"), data["input"], "the sequences", "输入序列"),
-        _fact(
-            "output", (*axes[form], features), data["output"],
-            "the last layer's output at every time step", "最后一层在每个时间步的输出",
-        ),
-    ]  # fmt: skip
-    words = {"h": ("hidden state", "隐状态 h"), "c": ("cell state", "细胞状态（记忆元）c")}
-    for state, value in zip(layer.cell.states, finals, strict=True):
-        en, zh = words.get(state, (f"state {state}", f"状态 {state}"))
-        letters = ("L*D", *(() if form == "unbatched" else ("B",)), layer.cell.width(state))
-        facts.append(
-            _fact(
-                f"{state}_n", letters, value,
-                f"the {en} of every layer after its last step", f"每一层走完最后一步后的{zh}",
-            )
-        )  # fmt: skip
-    for suffix, slots in layer._blocks:
-        for slot in slots:
-            rows = " ".join(slot.rows) if slot.rows else ""
-            en = f"rows by gate: {rows}" if rows else "of the cell"
-            zh = f"按门分块的行：{rows}" if rows else "细胞自己的参数"
-            letters = tuple(str(size) for size in slot.shape)
-            facts.append(_fact(slot.name + suffix, letters, getattr(layer, slot.name + suffix), en, zh))
-    return facts
+def _explain_model(
+    model: nn.Module, input: Any, hx: Any, sizes: tuple[int, int], lang: str
+) -> ModelExplanation:
+    if hx is not None:
+        raise InputError("explain: hx belongs to a layer; give a model's arguments as a tuple, input=(x, h)")
+    calls = {} if input is None else _calls(model, input)
+    found: list[tuple[str, Explanation]] = []
+    others: list[Other] = []
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module in inside:
+            continue
+        if is_recurrent(module):
+            inside.update(module.modules())  # a parametrised layer has modules of its own
+            given = calls.get(name, (None, None))
+            found.append((name, _explain_layer(module, *given, sizes, lang)))
+        else:
+            own = sum(p.numel() for p in module.parameters(recurse=False))
+            is_leaf = not list(module.children())
+            if own or (name and is_leaf):
+                title = repr(module) if is_leaf else type(module).__name__
+                others.append(Other(name, title.split("\n")[0], own))
+    if not found:
+        raise InputError(f"{type(model).__name__} holds no recurrent layer. explain takes {KNOWN}.")
+    total = sum(p.numel() for p in model.parameters())
+    return ModelExplanation(type(model).__name__, tuple(found), tuple(others), total, lang)
 
 
-def _fact(name: str, letters: tuple[str, ...], value: Tensor, en: str, zh: str) -> TensorFact:
-    size = value.numel() * value.element_size()
-    return TensorFact(name, letters, tuple(value.shape), size, en, zh)
+def _calls(model: nn.Module, input: Any) -> dict[str, tuple[Any, Any]]:
+    """(input, hx) of the first call of every recurrent layer, from a run of a copy of the model."""
+    twin = copy.deepcopy(model).eval()
+    calls: dict[str, tuple[Any, Any]] = {}
+    for name, module in twin.named_modules():
+        if is_recurrent(module):
+
+            def watch(module: nn.Module, args: tuple, kwargs: dict, name: str = name) -> None:
+                given = dict(zip(("input", "hx"), args, strict=False)) | kwargs
+                calls.setdefault(name, (given["input"], given.get("hx")))
+
+            module.register_forward_pre_hook(watch, with_kwargs=True)
+    is_many = isinstance(input, tuple) and not isinstance(input, PackedSequence)
+    with _quietly(twin):
+        twin(*input) if is_many else twin(input)
+    return calls

@@ -1,45 +1,21 @@
-"""Explanation -> text of at most 80 columns, in English or Chinese. A Chinese character is 2 columns."""
+"""Explanation -> text of at most 80 columns, in English or Chinese. A Chinese character is 2 columns.
+
+Knows no facts of its own: sentences come from `words`, everything else from the Explanation.
+"""
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from itertools import groupby
 
-from cellfuse.explain.facts import Claim, Explanation
+from cellfuse.explain.facts import Claim, Explanation, ModelExplanation, TensorFact
+from cellfuse.explain.words import LANGUAGES, listed, say, translated
 
 WIDTH = 80
 
-# Every fixed word of the text, by language.
-WORDS = {
-    "en": {
-        "sizes": "sizes", "T": "time steps", "B": "sequences in the batch", "I": "features of the input",
-        "H": "hidden units", "P": "projected units", "L": "layers", "D": "directions",
-        "step": "one time step of the cell (x: input now, {states}: states from the step before)",
-        "new": "a prime marks the new value: {first}′ becomes {first} at the next step",
-        "map": "the layer", "tensor": "tensor", "shape": "shape", "meaning": "what it is",
-        "claims": "output and states, on {what}", "yours": "your input", "random": "random numbers",
-        "true": "checked: equal", "false": "checked: NOT TRUE", "counts": "counts for T={T}, B={B}",
-        "source": "from", "deviation": "differs",
-        "weights": "parameters", "more": "… the same for layers {a} to {b}",
-        "biases": "b is the bias of the input product, d the bias of the recurrent product.",
-        "input": "x at every t", "out": "output at every t",
-        "joined": "both directions joined, {w} features, feed both directions above",
-        "below": "the output of the layer below feeds the layer above, step by step",
-    },
-    "zh": {
-        "sizes": "尺寸", "T": "时间步数", "B": "批量中的序列数", "I": "输入特征数",
-        "H": "隐藏单元数", "P": "投影后的单元数", "L": "层数", "D": "方向数",
-        "step": "细胞的一个时间步（x：当前输入；{states}：上一时间步的状态）",
-        "new": "带撇号的是新值：{first}′ 到下一个时间步就成为 {first}",
-        "map": "整个网络层", "tensor": "张量", "shape": "形状", "meaning": "含义",
-        "claims": "output 与状态的关系（用{what}检验）", "yours": "你的输入", "random": "随机数",
-        "true": "已检验：相等", "false": "已检验：不成立", "counts": "计数（T={T}，B={B}）",
-        "source": "出处", "deviation": "不同之处", "weights": "参数", "more": "…… 第 {a} 到第 {b} 层相同",
-        "biases": "b 是输入乘积的偏置，d 是循环乘积的偏置。",
-        "input": "每个 t 的 x", "out": "每个 t 的 output",
-        "joined": "两个方向拼接成 {w} 个特征，送入上一层的两个方向",
-        "below": "下层的输出逐个时间步送入上层",
-    },
-}  # fmt: skip
+# What may not end a line, and what may not begin one.
+_OPENING, _CLOSING = "（「", "，。；：、）」？"
 
 
 def columns(text: str) -> int:
@@ -55,120 +31,270 @@ def pad(text: str, width: int) -> str:
 def wrap(text: str, first: str = "", rest: str | None = None) -> list[str]:
     """Lines of at most WIDTH columns; Chinese may break anywhere, English between words."""
     rest = " " * columns(first) if rest is None else rest
-    lines, line = [], first
-    tokens: list[str] = []
-    for character in text:
-        wide = unicodedata.east_asian_width(character) in "WF"
-        if not tokens or wide or character == " " or tokens[-1][-1:] == " " or columns(tokens[-1][-1]) == 2:
-            tokens.append(character)
-        else:
-            tokens[-1] += character
-    for token in tokens:
-        # Closing punctuation stays with what it closes.
-        if columns(line) + columns(token) > WIDTH - 2 and token.strip() and token not in "，。；：、）":
+    lines, line, is_empty = [], first, True
+    for token in _tokens(text):
+        if columns(line) + columns(token.rstrip()) > WIDTH and not is_empty:
             lines.append(line.rstrip())
-            line = rest
-            token = token.lstrip()
+            line, token = rest, token.lstrip()
         line += token
+        is_empty = not line.strip()
     return [*lines, line.rstrip()]
+
+
+def _tokens(text: str) -> list[str]:
+    """Pieces between which a line may end; closing punctuation stays with what it closes."""
+    wide = r"[\u2e80-\u9fff\uff00-\uffef]"
+    return re.findall(rf"\s+|[{_OPENING}]*(?:(?:(?!{wide})\S)+|{wide})[{_CLOSING}]*", text)
+
+
+class _Writer:
+    """The sections of one explanation in one language."""
+
+    def __init__(self, facts: Explanation, lang: str) -> None:
+        self.facts, self.place = facts, LANGUAGES.index(lang)
+        self.sizes = facts.sizes
+
+    def say(self, key: str, **values: object) -> str:
+        return say(key, **values)[self.place]
+
+    def own(self, fact: object) -> str:
+        """A fact's own sentence."""
+        return str(getattr(fact, LANGUAGES[self.place]))
+
+    @property
+    def comma(self) -> str:
+        return (", ", "，")[self.place]
+
+    @property
+    def semicolon(self) -> str:
+        return ("; ", "；")[self.place]
+
+    def head(self) -> list[str]:
+        facts, sizes, parts = self.facts, self.sizes, []
+        for letter in "TBSIHPNLD":
+            if letter == "B" and facts.form == "unbatched":
+                parts.append(self.say("size B unbatched"))
+            elif letter == "S" and facts.form == "packed":
+                lengths = ", ".join(str(n) for n in facts.lengths[:8]) + ", …" * (len(facts.lengths) > 8)
+                parts.append(self.say("size S", n=sizes["S"], lengths=f"[{lengths}]"))
+            elif not self._is_idle(letter):
+                one = " one" if sizes[letter] == 1 and letter in "TBLD" else ""
+                parts.append(self.say(f"size {letter}{one}", n=sizes[letter]))
+        return [*wrap(facts.title, rest="  "), *wrap(self.comma.join(parts), "  ")]
+
+    def _is_idle(self, letter: str) -> bool:
+        """Whether a size says nothing here."""
+        if letter == "S" or (letter in "TLD" and self.facts.kind == "step"):
+            return True
+        return (letter == "P" and not self.sizes["P"]) or (letter == "N" and self.sizes["N"] == 1)
+
+    def step(self) -> list[str]:
+        facts = self.facts
+        lines = [self.say("title cell")]
+        widest = max(columns(f"  {e.left} = {e.right}") for e in facts.equations)
+        column = min(widest + 3, 46)
+        for equation in facts.equations:
+            made = wrap(equation.right, f"  {equation.left} = ", "      ")
+            meaning = self.own(equation)
+            if meaning and max(columns(made[-1]) + 2, column) + columns(meaning) <= WIDTH:
+                made[-1] = pad(made[-1] + "  ", column) + meaning
+            elif meaning:
+                made += wrap(meaning, " " * 8)
+            lines += made
+        lines += wrap(self._reads(), "  ")
+        lines += wrap(self._letters(), "  ")
+        lines += wrap(self._signs(), "  ") if self._signs() else []
+        shown = {equation.left for equation in facts.equations}
+        gates = [(gate, translated(text)[self.place]) for gate, text in facts.gates if gate not in shown]
+        if gates:
+            listing = self.comma.join(f"{gate} {text}" for gate, text in gates)
+            lines += wrap(self.say("gates", gates=listing), "  ")
+        lines += wrap(self.say("source", text=facts.source), "  ", "    ")
+        if facts.deviation:
+            lines += wrap(self.say("deviation", text=translated(facts.deviation)), "  ", "    ")
+        return lines
+
+    def _reads(self) -> str:
+        """What is state and what is output."""
+        states, outs = list(self.facts.states), self.facts.output_states
+        key = "cell reads one" if len(states) == 1 else "cell reads"
+        text = self.say(key, old=listed(states), new=listed([f"{s}′" for s in states]))
+        rest = [f"{s}′" for s in states if s not in outs]
+        blank = " " if self.place == 0 else ""
+        if len(states) == 1 and outs:
+            text += blank + self.say("both at once", state=f"{outs[0]}′")
+        elif outs and rest:
+            text += blank + self.say("one of them", state=f"{outs[0]}′", rest=listed(rest))
+        return text
+
+    def _letters(self) -> str:
+        """W is in weight_ih, ..."""
+        suffix = "" if self.facts.kind == "step" else "_l0"
+        names = {fact.name.removesuffix(suffix) for fact in self.facts.tensors}
+        places = {"weight_ih": "W", "weight_hh": "R", "bias_ih": "b", "bias_hh": "d"}
+        parts = [self.say("letter", letter=sign, tensor=n) for n, sign in places.items() if n in names]
+        return self.say("letters", letters=self.comma.join(parts))
+
+    def _signs(self) -> str:
+        text = " ".join(equation.right for equation in self.facts.equations)
+        signs = {"sigmoid": "σ", "tanh": "tanh", "times": "⊙"}
+        parts = [self.say(key) for key, sign in signs.items() if sign in text]
+        end = ".。"[self.place]
+        return self.semicolon.join(parts) + end if parts else ""
+
+    def layer(self) -> list[str]:
+        """The map: layers from top to bottom; each direction is a lane over time."""
+        facts, (L, D, T) = self.facts, (self.sizes[k] for k in "LDT")
+        width = self.sizes["P"] or self.sizes["H"]
+        lines = [self.say("title layer")]
+        lines += wrap(self.say("map output", shape=list(facts.tensor("output").shape)), "  ")
+        shown = range(L - 1, -1, -1) if L <= 4 else [L - 1, 1, 0]
+        for layer in shown:
+            lines += [self._lane(layer, direction) for direction in range(D - 1, -1, -1)]
+            if L > 4 and layer == L - 1:
+                lines.append("      " + self.say("map more", a=2, b=L - 2))
+            elif layer and D == 2:
+                lines += wrap(self.say("map joined", width=2 * width), "      ↑ ")
+            elif layer:
+                lines += wrap(self.say("map below"), "      ↑ ")
+        lines += wrap(self.say("map input", shape=list(facts.tensor("input").shape)), "  ")
+        notes = [self.say("map lanes")] if L * D > 1 else []
+        notes += [self.say("map ways")] if D == 2 else []
+        first, rest = f"{facts.states[0]}_n", [f"{s}_n" for s in facts.states[1:]]
+        if rest:
+            key = "map others" if len(rest) > 1 else "map other"
+            notes.append(self.say(key, others=listed(rest), first=first))
+        if facts.form == "packed" and T > 1:
+            notes.append(self.say("map packed two" if D == 2 else "map packed", last=T - 1))
+        return lines + (wrap((" ", "")[self.place].join(notes), "  ") if notes else [])
+
+    def _lane(self, layer: int, direction: int) -> str:
+        T, k = self.sizes["T"], layer * self.sizes["D"] + direction
+        steps = ["0", *(["1"] if T > 2 else []), *(["…"] if T > 3 else []), *([str(T - 1)] if T > 1 else [])]
+        boxes = [("…" if s == "…" else f"[t={s}]") for s in steps]
+        state = f"{self.facts.states[0]}_n[{k}]"
+        if direction == 0:
+            beside = " " * len(f"{state} ← ") if self.sizes["D"] == 2 else ""
+            return f"    {layer} →  {beside}{' → '.join(boxes)} → {state}"
+        return f"    {layer} ←  {state} ← {' ← '.join(boxes)}"
+
+    def tensors(self) -> list[str]:
+        shown, hidden = self._shown_tensors()
+        rows = [[self.say(f"tensor {c}") for c in ("name", "shape", "axes", "meaning")]]
+        for fact in shown:
+            axes = f"[{', '.join(fact.letters)}]"
+            rows.append([fact.name, str(list(fact.shape)), axes, self.own(fact)])
+        widths = [max(columns(row[place]) for row in rows) + 2 for place in range(3)]
+        lines = [self.say("title tensors")]
+        for row in rows:
+            head = "  " + "".join(pad(text, width) for text, width in zip(row, widths, strict=False))
+            if columns(head) <= WIDTH - 20:
+                lines += wrap(row[3], head)
+            else:
+                lines += wrap("  ".join(row), "  ", "    ")
+        if hidden:
+            what = ", ".join(f"*{ending}" if ending != "…" else ending for ending in hidden)
+            lines += wrap(self.say("also other layers", what=what), "  ")
+        for names, rows_of in self._rows():
+            listing = self.comma.join(
+                f"{place * self.sizes['H']}:{(place + 1) * self.sizes['H']} {gate}"
+                for place, gate in enumerate(rows_of)
+            )
+            words = self.say("rows", n=self.sizes["H"], names=", ".join(names), rows=listing)
+            lines += wrap(words, "  ")
+        return lines
+
+    def _shown_tensors(self) -> tuple[list[TensorFact], list[str]]:
+        """Parameters of the first layer of each kind only; the endings of the others."""
+        facts, shown = self.facts, []
+        hidden: list[str] = []
+        suffixes = [f"_l{k}{way}" for k in range(self.sizes["L"]) for way in ("_reverse", "")]
+        for fact in facts.tensors:
+            ending = next((s for s in suffixes if fact.name.endswith(s)), "")
+            is_shown = facts.kind == "step" or ending in ("_l0", "_l1")
+            if fact.role not in ("parameter", "constant") or is_shown:
+                shown.append(fact)
+            elif ending not in hidden:
+                hidden.append(ending)
+        return shown, hidden if len(hidden) <= 6 else [*hidden[:3], "…", hidden[-1]]
+
+    def _rows(self) -> list[tuple[list[str], tuple[str, ...]]]:
+        """Parameters of layer 0 that hold the same gates' rows, if there is more than one gate."""
+        made: dict[tuple[str, ...], list[str]] = {}
+        for fact in self.facts.tensors:
+            is_first = fact.name.endswith("_l0") or self.facts.kind == "step"
+            if len(fact.rows) > 1 and is_first:
+                made.setdefault(fact.rows, []).append(fact.name)
+        return [(names, rows) for rows, names in made.items()]
+
+    def claims(self) -> list[str]:
+        facts = self.facts
+        what = say("yours" if facts.was_given_input else "random")
+        lines = wrap(self.say("title claims", what=what))
+        ending = "1" if facts.kind == "step" else "n"
+        names = listed([f"{s}_{ending}" for s in facts.states])
+        for topic, claims in groupby(facts.claims, key=lambda claim: claim.topic):
+            one = " one" if topic == "states" and len(facts.states) == 1 else ""
+            lines += wrap(self.say(f"topic {topic}{one}", names=names), "  ")
+            for claim in claims:
+                lines += wrap(self.own(claim), "    ")
+                lines += wrap(claim.code, "      >>> ", "      ... ")
+                lines += wrap(self._result(claim), "      ")
+        return lines + self._helpers()
+
+    def _result(self, claim: Claim) -> str:
+        if claim.holds is None:
+            return self.say("not run")
+        chance = f"  # {self.say('by chance')}" if claim.is_generic and not claim.holds else ""
+        return f"{claim.holds}{chance}"
+
+    def _helpers(self) -> list[str]:
+        """What the names in the code are."""
+        code = " ".join(claim.code for claim in self.facts.claims)
+        names = ("close", "by_hand", "swapped", "in_training", "padded", "pack_padded_sequence")
+        used = [name for name in names if re.search(rf"\b{name}\b", code)]
+        if "padded" in used and "pack_padded_sequence" not in used:
+            used.append("pack_padded_sequence")
+        lines = ["  " + self.say("helpers")] if used else []
+        for name in used:
+            lines += wrap(self.say(f"helper {name}"), "    ", "      ")
+        return lines
+
+    def counts(self) -> list[str]:
+        lines, facts = [self.say("title counts")], self.facts
+        labels = [self.own(count) for count in facts.counts]
+        name_width = max(
+            columns(label) + 2 * count.level for label, count in zip(labels, facts.counts, strict=True)
+        )
+        number_width = max(len(f"{count.value:,}") for count in facts.counts)
+        for count, label in zip(facts.counts, labels, strict=True):
+            name = pad("  " * count.level + label, name_width)
+            line = f"  {name}  {count.value:>{number_width},}"
+            is_sum = count.key in ("count parameters", "count multiply-adds", "bytes", "count FLOPs")
+            lines += [line] if is_sum else wrap(f"= {count.formula}", line + "  ")
+        lines += wrap(self.say("note flops"), "  ")
+        if facts.kind != "step" and self.sizes["L"] * self.sizes["T"] > 1:
+            lines += wrap(self.say(f"note chain {'two' if self.sizes['D'] == 2 else 'one'}"), "  ")
+        return lines
 
 
 def text_of(facts: Explanation, lang: str) -> str:
     """The whole text."""
-    words = WORDS[lang]
-    sections = [
-        [facts.title, *_sizes(facts, words)],
-        _step(facts, words),
-        _map(facts, words),
-        _tensors(facts, lang),
-        _claims(facts, lang),
-        _counts(facts, lang),
-    ]
+    writer = _Writer(facts, lang)
+    sections = [writer.head(), writer.step()]
+    sections += [writer.layer()] if facts.kind == "layer" else []
+    sections += [writer.tensors(), writer.claims(), writer.counts()]
     return "\n\n".join("\n".join(section) for section in sections)
 
 
-def _sizes(facts: Explanation, words: dict[str, str]) -> list[str]:
-    parts = [f"{k}={v} {words[k]}" for k, v in facts.sizes.items() if v or k != "P"]
-    separator = ", " if words is WORDS["en"] else "，"
-    return wrap(separator.join(parts), "  ", "  ")
-
-
-def _step(facts: Explanation, words: dict[str, str]) -> list[str]:
-    states = ", ".join(facts.states)
-    meanings = dict(facts.gates)
-    lines = [words["step"].format(states=states)]
-    for left, right in facts.equations:
-        meaning = f"   [{meanings[left]}]" if left in meanings and words is WORDS["en"] else ""
-        text = f"{right}{meaning if columns(f'  {left} = {right}{meaning}') <= WIDTH - 2 else ''}"
-        lines += wrap(text, f"  {left} = ", "      ")
-    lines += wrap(words["new"].format(first=facts.states[0]), "  ", "  ")
-    if facts.options.get("bias") and any("d_" in right for _, right in facts.equations):
-        lines += wrap(words["biases"], "  ", "  ")
-    lines += wrap(f"{words['source']}: {facts.source}", "  ", "    ")
-    if facts.deviation:
-        lines += wrap(f"{words['deviation']}: {facts.deviation}", "  ", "    ")
-    return lines
-
-
-def _map(facts: Explanation, words: dict[str, str]) -> list[str]:
-    """Layers from top to bottom; each direction is a lane over time."""
-    L, D, T = (facts.sizes[k] for k in "LDT")
-    W = facts.sizes["P"] or facts.sizes["H"]
-    steps = ["0", *(["1"] if T > 2 else []), *(["…"] if T > 3 else []), *([str(T - 1)] if T > 1 else [])]
-    state = f"{facts.states[0]}_n"
-    lines = [words["map"], f"  {words['out']}  [{D * W}]"]
-    shown = range(L - 1, -1, -1) if L <= 4 else [L - 1, 1, 0]
-    for layer in shown:
-        for direction in range(D - 1, -1, -1):
-            k = layer * D + direction
-            boxes = [("…" if s == "…" else f"[t={s}]") for s in steps]
-            if direction == 0:
-                lane = " → ".join(boxes) + f" → {state}[{k}]"
-            else:
-                lane = f"{state}[{k}] ← " + " ← ".join(boxes)
-            lines.append(f"    {layer} {'→←'[direction]}  {lane}")
-        if layer and D == 2:
-            lines += wrap(words["joined"].format(w=2 * W), "      ↑ ", "        ")
-        elif layer:
-            lines += wrap(words["below"], "      ↑ ", "        ")
-        if L > 4 and layer == L - 1:
-            lines.append("      " + words["more"].format(a=2, b=L - 2))
-    return [*lines, f"  {words['input']}  [{facts.sizes['I']}]"]
-
-
-def _tensors(facts: Explanation, lang: str) -> list[str]:
-    words = WORDS[lang]
-    lines = [f"{pad(words['tensor'], 24)}{pad(words['shape'], 16)}{words['meaning']}"]
-    for fact in facts.tensors:
-        shape = str(list(fact.shape))
-        letters = f"[{', '.join(fact.letters)}] " if not fact.letters[0].isdigit() else ""
-        meaning = letters + (fact.en if lang == "en" else fact.zh)
-        lines += wrap(meaning, pad(fact.name, 24) + pad(shape, 16), " " * 40)
-    return lines
-
-
-def _claims(facts: Explanation, lang: str) -> list[str]:
-    words = WORDS[lang]
-    what = words["yours" if facts.was_given_input else "random"]
-    lines = [words["claims"].format(what=what)]
-    for claim in facts.claims:
-        lines += wrap(claim.en if lang == "en" else claim.zh, "  - ", "    ")
-        if "torch.equal(" in claim.code and claim.key != "order":
-            lines.append(f"      {_readable(claim)}   {words['true' if claim.holds else 'false']}")
-    return lines
-
-
-def _readable(claim: Claim) -> str:
-    """torch.equal(a, b) as a == b."""
-    inside = claim.code.removeprefix("torch.equal(").removesuffix(")")
-    left, _, right = inside.partition(", ")
-    return f"{left} == {right}"
-
-
-def _counts(facts: Explanation, lang: str) -> list[str]:
-    lines = [WORDS[lang]["counts"].format(**facts.sizes)]
-    for count in facts.counts:
-        name = count.en if lang == "en" else count.zh
-        formula = f"   = {count.formula}" if count.formula else ""
-        lines.append(f"  {count.value:>14,}  {name}{formula}")
-    return lines
+def text_of_model(facts: ModelExplanation, lang: str) -> str:
+    """Each layer under its name, then the other parts by name."""
+    place = LANGUAGES.index(lang)
+    itself = say("model itself")[place]
+    parts = [f"## {name or itself}\n\n{text_of(layer, lang)}" for name, layer in facts.layers]
+    lines = ["## " + say("model others")[place]] if facts.others else []
+    for other in facts.others:
+        count = say("model parameters", n=f"{other.parameters:,}")[place]
+        lines += wrap(f"{other.name or itself}  {other.title}  {count}", "  ", "    ")
+    lines += wrap(say("model total", n=f"{facts.parameters:,}")[place])
+    return "\n\n".join([facts.title, *parts, "\n".join(lines)])

@@ -14,10 +14,11 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import nn
 
+from cellfuse import cells
 from cellfuse.errors import CellfuseError, TaskError
 from cellfuse.graph.show import show
-from cellfuse.train import cell as cells
 from cellfuse.train import checkpoint, curve, results, tasks
+from cellfuse.train.cell import check_projection
 from cellfuse.train.loop import Loop, Position, detached
 from cellfuse.train.report import Report
 from cellfuse.train.seed import number
@@ -34,7 +35,7 @@ def launch(settings: Settings) -> int:
     Raises:
         CellfuseError: something asked for cannot be had, or training diverged.
     """
-    cells.check_projection(cells.find(settings.cell), settings.proj_size)
+    check_projection(cells.find(settings.cell), settings.proj_size)
     accelerator = _accelerator(settings)
     _check_out(settings)
     if settings.resume:

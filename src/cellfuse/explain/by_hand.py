@@ -1,0 +1,138 @@
+"""The equations, run step by step with the weights of one layer and direction. No backend's code is used.
+
+Claims compare the layer with it: which weights, which order, which direction ends where.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from cellfuse.explain.subject import Subject
+from cellfuse.runtime.torch_text import torch_function
+
+
+class ByHand:
+    """`by_hand(what, layer, direction)`: last value of a state, or "output" over time.
+
+    Results have the layer's own axes: states [B, H], output [T, B, H], batch first or without a batch as
+    the layer's are; for packed input the output is padded, with zeros after the end. Float32 at least.
+    """
+
+    def __init__(self, subject: Subject, layer: Any, input: Tensor | PackedSequence, hx: Any) -> None:
+        self._subject, self._layer = subject, layer
+        self._input, self._lengths = _time_first(subject, input)
+        self._hx = None if hx is None else hx if isinstance(hx, tuple) else (hx,)
+        self._known: dict[tuple, tuple[Tensor, dict[str, Tensor]]] = {}
+
+    def __call__(self, what: str, layer: int, direction: int, ih: str = "", hh: str = "") -> Tensor:
+        """ih, hh: the gates whose rows follow one another in weight_ih and weight_hh; the cell's own order
+        if left out."""
+        output, finals = self._run(layer, direction, ih, hh)
+        subject = self._subject
+        if what != "output":
+            return finals[what][0] if subject.form == "unbatched" else finals[what]
+        if subject.is_step:
+            output = output[0]
+            return output[0] if subject.form == "unbatched" else output
+        if subject.form == "unbatched":
+            return output[:, 0]
+        return output.transpose(0, 1) if subject.batch_first and subject.form == "batched" else output
+
+    def _run(self, layer: int, direction: int, ih: str, hh: str) -> tuple[Tensor, dict[str, Tensor]]:
+        key = (layer, direction, ih, hh)
+        if key not in self._known:
+            self._known[key] = self._over_time(*key)
+        return self._known[key]
+
+    def _over_time(self, layer: int, direction: int, ih: str, hh: str) -> tuple[Tensor, dict[str, Tensor]]:
+        subject, (T, B) = self._subject, (self._subject.sizes["T"], self._subject.sizes["B"])
+        value = self._input
+        if layer:
+            value = torch.cat([self._run(layer - 1, d, "", "")[0] for d in range(subject.sizes["D"])], -1)
+        if direction:
+            value = self._backwards(value)
+        suffix = next(s for k, d, s in subject.suffixes if (k, d) == (layer, direction))
+        leaves = _leaves(subject, self._layer, suffix, ih, hh)
+        gates = [leaf.label.removesuffix(".x") for leaf in subject.step.of_role("input product")]
+        products = {f"{g}.x": F.linear(value, leaves[f"W {g}"], leaves.get(f"b {g}")) for g in gates}
+        axes = {axis: value.new_tensor(subject.sizes[axis]) for axis in "HP"}
+        step = torch_function(subject.step)
+        states = self._initial(layer * subject.sizes["D"] + direction)
+        outputs = []
+        for t in range(T):
+            now = leaves | {label: product[t] for label, product in products.items()} | states
+            output, *new = step(*(now[leaf.label] for leaf in subject.step.inputs), axes)
+            is_valid = (t < self._lengths).unsqueeze(1)
+            outputs.append(torch.where(is_valid, output.expand(B, -1), 0.0))
+            new = [value.expand(B, -1) for value in new]
+            kept = zip(states.items(), new, strict=True)
+            states = {name: torch.where(is_valid, after, before) for (name, before), after in kept}
+        stacked = torch.stack(outputs)
+        return (self._backwards(stacked) if direction else stacked), states
+
+    def _backwards(self, value: Tensor) -> Tensor:
+        """Every sequence from its own end; padding stays where it is."""
+        t = torch.arange(len(value), device=value.device).unsqueeze(1)
+        index = torch.where(t < self._lengths, self._lengths - 1 - t, t)
+        return value.gather(0, index.unsqueeze(-1).expand_as(value))
+
+    def _initial(self, k: int) -> dict[str, Tensor]:
+        """The states before the first time step of entry k = layer * D + direction."""
+        subject, made = self._subject, {}
+        for place, state in enumerate(subject.cell.states):
+            width = subject.sizes[subject.cell.width(state)]
+            if self._hx is None:
+                value = float(subject.cell.initial.get(state, 0.0))  # type: ignore[arg-type]
+                made[state] = self._input.new_full((subject.sizes["B"], width), value)
+            else:
+                given = self._hx[place] if subject.is_step else self._hx[place][k]
+                made[state] = _at_least_float32(given).reshape(subject.sizes["B"], width)
+        return made
+
+
+def _at_least_float32(value: Tensor) -> Tensor:
+    return value.detach() if value.dtype == torch.float64 else value.detach().float()
+
+
+def _time_first(subject: Subject, input: Tensor | PackedSequence) -> tuple[Tensor, Tensor]:
+    """The input as [T, B, I], padded, and the lengths [B]."""
+    if isinstance(input, PackedSequence):
+        padded, lengths = pad_packed_sequence(input)  # type: ignore[arg-type]
+        return _at_least_float32(padded), lengths.to(padded.device)
+    T, B = subject.sizes["T"], subject.sizes["B"]
+    if not subject.is_step and subject.batch_first and subject.form == "batched":
+        input = input.transpose(0, 1)
+    value = _at_least_float32(input).reshape(T, B, subject.sizes["I"])
+    return value, torch.full((B,), T, device=value.device)
+
+
+def _leaves(subject: Subject, layer: Any, suffix: str, ih: str, hh: str) -> dict[str, Tensor]:
+    """Every weight of one layer and direction by its name in the equations, and each gate's W and b."""
+    cell, H, N = subject.cell, subject.sizes["H"], subject.sizes["N"]
+    into, back = ih.split() or list(cell.input_gates), hh.split() or list(cell.recurrent_gates)
+
+    def value(name: str) -> Tensor | None:
+        found = getattr(layer, name + suffix, None)
+        return None if found is None else _at_least_float32(found)
+
+    def rows(name: str, gates: list[str]) -> list[tuple[str, Tensor]]:
+        found = value(name)
+        return [] if found is None else list(zip(gates, found.split(H), strict=True))
+
+    made = {f"W {gate}": part for gate, part in rows("weight_ih", into)}
+    made |= {f"b {gate}": part for gate, part in rows("bias_ih", into)}
+    made |= {f"{gate}.b": part for gate, part in rows("bias_hh", back)}
+    for gate, part in rows("weight_hh", back):
+        made[f"R_{gate}"] = part.reshape(N, H // N, H // N) if cell.recurrence == "blocks" else part
+    for name, parameter in cell.parameters.items():
+        if parameter.per == "gate":
+            made |= {f"{name}.{gate}": part for gate, part in rows(name, list(cell.gates))}
+        elif (found := value(name)) is not None:
+            made[name] = found
+    projection = value("weight_hr") if cell.projected else None
+    return made if projection is None else made | {"W_hr": projection}

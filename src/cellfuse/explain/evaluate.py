@@ -1,0 +1,93 @@
+"""Runs claims on real tensors, on a stand-in of the layer: the user's module is never called or changed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from cellfuse.explain.by_hand import ByHand
+from cellfuse.explain.facts import Claim
+from cellfuse.explain.subject import Subject, cell_of
+
+Names = dict[str, Any]
+
+
+def stand_in(layer: nn.Module, **attributes: Any) -> Any:
+    """A module with the same weights (not copies), without hooks, in eval mode, other attributes set."""
+    made = object.__new__(type(layer))
+    made.__dict__.update(layer.__dict__)
+    for name, value in layer.__dict__.items():
+        if name.startswith(("_forward_", "_backward_")) and isinstance(value, dict):
+            made.__dict__[name] = OrderedDict()
+    made.__dict__["training"] = False
+    made.__dict__.update(attributes)
+    return made
+
+
+def swapped(layer: nn.Module) -> Any:
+    """The layer with the other batch_first."""
+    return stand_in(layer, batch_first=not layer.batch_first)
+
+
+def in_training(layer: nn.Module) -> Any:
+    """The layer after train()."""
+    return stand_in(layer, training=True)
+
+
+def close(value: Tensor, other: Tensor) -> bool:
+    """Equal but for rounding, and of the same shape."""
+    if value.shape != other.shape:
+        return False
+    tolerance = max(_rounding(value), _rounding(other))
+    value, other = value.double(), other.double()
+    largest = other.nan_to_num(posinf=0.0, neginf=0.0).abs().max().clamp_min(1.0)
+    return torch.allclose(value, other, rtol=0.0, atol=tolerance * float(largest))
+
+
+def _rounding(value: Tensor) -> float:
+    """What a sequence's sums may differ by, relative to the largest value."""
+    if value.is_cuda and value.dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
+        return 20 * 2.0**-10  # cuDNN multiplies in TF32 then
+    one = torch.finfo(value.dtype).eps
+    return {torch.float64: 1e5, torch.float32: 1e3}.get(value.dtype, 20) * one
+
+
+def result_of(layer: Any, input: Any, hx: Any) -> tuple[Any, tuple[Tensor, ...]]:
+    """(output, states) of one call; output is None where a one-step module returns its states alone."""
+    result = layer(input) if hx is None else layer(input, hx)
+    returns_states = not isinstance(layer, nn.RNNBase) and cell_of(layer).output_is_a_state
+    output, states = (None, result) if returns_states else result
+    return output, states if isinstance(states, tuple) else (states,)
+
+
+def names_of(layer: Any, subject: Subject, input: Any, hx: Any, result: tuple) -> Names:
+    """The names that a claim's code may use: tensors, the layer, and a few functions."""
+    output, states = result
+    ending = "1" if subject.is_step else "n"
+    names: Names = {"torch": torch, "layer": layer, "input": input, "hx": hx, "close": close}
+    names |= {"swapped": swapped, "in_training": in_training}
+    names |= {"pack_padded_sequence": pack_padded_sequence}
+    names["by_hand"] = ByHand(subject, layer, input, hx)
+    names["output"] = output
+    names |= {f"{s}_{ending}": value for s, value in zip(subject.cell.states, states, strict=True)}
+    if isinstance(output, PackedSequence):
+        names["padded"], names["lengths"] = pad_packed_sequence(output)  # type: ignore[arg-type]
+    return names
+
+
+def evaluate(claims: list[Claim], names: Names) -> tuple[Claim, ...]:
+    """The claims with `holds` set. They stay unset where the output has NaN, which equals nothing."""
+    made = [value for name, value in names.items() if name == "output" or name.endswith(("_n", "_1"))]
+    if any(value.data.isnan().any() for value in made if value is not None):
+        return tuple(claims)
+    return tuple(replace(claim, holds=run(claim, names)) for claim in claims)
+
+
+def run(claim: Claim, names: Names) -> bool:
+    """The value of one claim's code."""
+    return bool(eval(claim.code, dict(names)))

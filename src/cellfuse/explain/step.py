@@ -1,0 +1,50 @@
+"""The cell's equations, each with what its left side is. The meanings come from the cell's docstring."""
+
+from __future__ import annotations
+
+import re
+
+from cellfuse.cell import Cell
+from cellfuse.explain.facts import Equation
+from cellfuse.explain.subject import Subject
+from cellfuse.explain.words import Words, say, translated
+from cellfuse.graph.equations import equations
+
+
+def equations_of(subject: Subject) -> tuple[Equation, ...]:
+    """The equations of one time step, in the order of the computation."""
+    graph, said = subject.step, dict(gate_meanings(subject.cell))
+    has_input_bias = subject.bias and "ih" in subject.cell.biases
+    sigmoids = {name for expr, name in graph.names if expr.op == "sigmoid"}
+    made = []
+    for left, right in equations(graph):
+        if not has_input_bias:  # the graph has W x + b as one leaf; here it is W x alone
+            right = re.sub(r"(W_(\w+) x) \+ b_\2\b", r"\1", right)
+        made.append(Equation(left, right, *_left(left, subject, said, left in sigmoids)))
+    return tuple(made)
+
+
+def gate_meanings(cell: Cell) -> tuple[tuple[str, str], ...]:
+    """(gate, meaning) pairs from a docstring such as "... r: reset, z: update, n: candidate." """
+    text = " ".join((cell.function.__doc__ or "").split())
+    found = re.findall(r"\b(\w+): ([^,:.;]+)", text)
+    return tuple((gate, meaning.strip()) for gate, meaning in found if gate in cell.gates)
+
+
+def state_words(state: str) -> Words:
+    """hidden state h, cell state c, state n."""
+    return say(f"state {state}") if state in ("h", "c") else say("state other", name=state)
+
+
+def _left(left: str, subject: Subject, said: dict[str, str], is_gate: bool) -> Words:
+    state = left.removesuffix("′")
+    if left.endswith("′") and state in subject.cell.states:
+        key = "new state and output" if state in subject.output_states else "new state"
+        return say(key, name=state_words(state))
+    if left == "y":
+        return say("the output")
+    if left not in said:
+        return Words("", "")
+    words = translated(said[left])
+    is_word = said[left].isalpha() and said[left] not in ("candidate", "content")
+    return say("gate", name=words) if is_gate and is_word else words

@@ -1,0 +1,195 @@
+"""The text: golden files, width, both languages complete, the answers a beginner looks for."""
+
+import os
+import re
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cellfuse as cf
+from cellfuse.explain import counts, words
+from cellfuse.explain.step import gate_meanings
+from cellfuse.explain.text import columns, wrap
+from compare import OPTIONS
+from explain.cases import GRID, B, H, I, leaky, made, options, read_out
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+ISSUE = "lstm --input-size 10 --hidden-size 20 --num-layers 2 --bidirectional --seq-len 5 --batch 3"
+
+
+@pytest.mark.parametrize("lang", words.LANGUAGES)
+def test_the_command_of_the_issue_prints_the_golden_file(lang):
+    command = [sys.executable, "-m", "cellfuse", "explain", *ISSUE.split(), "--lang", lang]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONPATH": ":".join(sys.path)}
+    told = subprocess.run(command, check=True, capture_output=True, env=environment).stdout.decode()
+    file = GOLDEN / f"explain_{lang}.txt"
+    if os.environ.get("CELLFUSE_UPDATE_GOLDEN"):
+        file.write_text(told, encoding="utf-8")
+    assert told == file.read_text(encoding="utf-8")
+
+
+def some_explanations():
+    """Every cell, form and option at least once."""
+    torch.manual_seed(0)
+    for cell in (*cf.cells.CELLS.values(), leaky, read_out):
+        some = OPTIONS.get(cell.name, {})
+        for form, L, D, bias in GRID[::9]:
+            layer = cell.layer(I, H, **options(form, L, D, bias), **some)
+            yield cf.explain(layer, made(layer, form))
+        yield cf.explain(cell.one_step(I, H, **some))
+        yield cf.explain(cell.one_step(I, H, bias=False, **some), (I,))
+    yield cf.explain(cf.LSTM(300, 512, 9, bidirectional=True, dropout=0.25), (12, 4, 300))
+    yield cf.explain(cf.GRU(3, 4, 5, bidirectional=True), torch.randn(1, 3), torch.randn(10, 4))
+    yield cf.explain(cf.LSTM(3, 4), torch.randn(1, 1, 3), (torch.randn(1, 1, 4), torch.randn(1, 1, 4)))
+    yield cf.explain(cf.LSTM(3, 4), torch.full((1, 1, 3), float("nan")))
+    layer = cf.LSTM(3, 4, 2)
+    for parameter in layer.parameters():
+        torch.nn.init.zeros_(parameter)
+    yield cf.explain(layer)
+    with pytest.warns(UserWarning, match="dropout"):
+        yield cf.explain(cf.GRU(3, 4, dropout=0.5))
+    yield cf.explain(torch.nn.Sequential(torch.nn.GRU(3, 4, 2), torch.nn.Linear(4, 2)))
+
+
+@pytest.fixture(scope="module")
+def explanations():
+    return list(some_explanations())
+
+
+def test_no_line_is_wider_than_80_columns(explanations):
+    for facts in explanations:
+        for lang in words.LANGUAGES:
+            for line in facts.text(lang).splitlines():
+                assert columns(line) <= 80, line
+                assert line == line.rstrip()
+
+
+def test_chinese_text_holds_no_english_sentence(explanations):
+    english = re.compile(r"\b(the|is|are|of|and|it|from|with|its|each|step|steps|layer)\b(?![\w(._])")
+    for facts in explanations:
+        for line in facts.text("zh").splitlines():
+            if re.search("[一-鿿]", line) and "出处" not in line:
+                code_free = re.sub(r"by_hand\(.*?\)|swapped\(layer\)|in_training\(layer\)", "", line)
+                assert not english.search(code_free), line
+
+
+def test_english_text_holds_no_chinese(explanations):
+    for facts in explanations:
+        assert not re.search(r"[\u2e80-\u9fff\uff00-\uffef]", facts.text("en"))
+
+
+def fields(text):
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+def test_both_languages_of_every_sentence_say_the_same_values():
+    for key, both in words.WORDS.items():
+        assert fields(both.en) == fields(both.zh), key
+        assert both.en, key
+        assert both.zh, key
+
+
+class Recorder(dict):
+    """A table that knows which rows were read."""
+
+    def __init__(self, table):
+        super().__init__(table)
+        self.read = set()
+
+    def __getitem__(self, key):
+        self.read.add(key)
+        return super().__getitem__(key)
+
+
+def test_every_sentence_is_said(monkeypatch):
+    table = Recorder(words.WORDS)
+    monkeypatch.setattr(words, "WORDS", table)
+    monkeypatch.setattr(counts, "WORDS", table)
+    for facts in some_explanations():
+        facts.text("en")
+    assert set(table) - table.read == set()
+
+
+def test_the_published_cells_words_are_in_chinese():
+    said = {meaning for cell in cf.cells.CELLS.values() for _, meaning in gate_meanings(cell)}
+    said |= {cell.deviation for cell in cf.cells.CELLS.values() if cell.deviation}
+    assert said == set(words.CELL_WORDS)
+    for text in words.CELL_WORDS.values():
+        assert re.search("[一-鿿]", text)
+
+
+def test_every_gate_of_a_published_cell_has_a_meaning():
+    for cell in cf.cells.CELLS.values():
+        assert [gate for gate, _ in gate_meanings(cell)] == list(cell.gates), cell.name
+
+
+def test_wrapping_keeps_every_word_and_the_width():
+    text = "forward 正向（从左到右），说明 h_n[0]、h_n[1]。" * 9
+    lines = wrap(text, "  - ")
+    assert "".join(line[4:] for line in lines).replace(" ", "") == text.replace(" ", "")
+    assert all(columns(line) <= 80 for line in lines)
+    assert not any(line.strip()[0] in "，。、）" for line in lines)
+    assert not any(line.endswith("（") for line in lines)
+
+
+def said(facts, lang="en"):
+    """The text in one line."""
+    return re.sub(r"\s+", " ", facts.text(lang))
+
+
+def test_the_text_answers_what_beginners_ask():
+    text = said(cf.explain(torch.nn.LSTM(10, 20, 2, bidirectional=True), seq_len=5, batch=3))
+    for answer in (
+        "What goes on to the next time step is the state",
+        "what leaves the cell at this time step is the output.",
+        "Here h′ is both; c′ is state only.",
+        "h_n[0] layer 0 forward, h_n[1] layer 0 reverse, h_n[2] layer 1 forward, h_n[3] layer 1 reverse.",
+        "its last state is the second half of the features at t=0. "
+        ">>> torch.equal(h_n[3], output[0, :, 20:]) True",
+        "batch_first=True they would be [B, T, ...], but h_n and c_n would stay [L*D, B, H].",
+        "0:20 i, 20:40 f, 40:60 g, 60:80 o.",
+        "parameters 15,040",
+        "multiply-adds 216,000",
+        "FLOPs 457,200",
+        "parameters 60,160 = 4*15040",
+    ):
+        assert answer in text, answer
+
+
+def test_each_option_changes_the_text():
+    layer = cf.GRU(I, H, 2, batch_first=True, dtype=torch.float64)
+    text = said(cf.explain(layer, made(layer, "batch_first")))
+    assert "batch_first=True: input and output are [B, T, ...], but not the states: h_n stay" in text
+    assert "torch.equal(h_n[1], output[:, -1])" in text
+    assert "below was run on your input" in text
+    layer = cf.GRU(I, H, dtype=torch.float64)
+    text = said(cf.explain(layer, made(layer, "packed")))
+    assert "packed sequences of [2, 5, 3] time steps, S=10 steps in all" in text
+    assert "torch.equal(h_n[0], padded[lengths - 1, torch.arange(3)]) True" in text
+    assert "zeros after the end of each sequence" in text
+    text = said(cf.explain(layer, made(layer, "unbatched")))
+    assert "one sequence without a batch axis" in text
+    assert "torch.equal(h_n[0], output[-1]) True" in text
+    text = said(cf.explain(cf.LSTM(I, H, bias=False, proj_size=2)))
+    assert "i = σ(W_i x + R_i h)" in text
+    assert "bias_" not in text
+    assert "proj_size=2: h_n is 2 wide, c_n stays 6 wide. " in text
+    text = said(cf.explain(leaky.layer(I, H)))
+    assert "Not in output: this cell computes its output from the state" in text
+    assert "zeros, but m_0 = 0.5" in text
+    assert "one number, not learned" in text
+    assert "y = σ(W_out x + b_out + R_out h + d_out) ⊙ h′ the output; not fed back" in text
+    text = said(cf.explain(torch.nn.LSTMCell(I, H)))
+    assert "returns the tuple (h_1, c_1): [B, H]. The loop over time is yours." in text
+    assert "h_n" not in text
+    assert "weight_ih_l0" not in text
+
+
+def test_one_time_step_has_no_first_and_last():
+    text = said(cf.explain(cf.GRU(I, H, bidirectional=True), seq_len=1))
+    assert "Not beside the forward" not in text
+    assert f"T=1 time step, B={B} sequences" in text
