@@ -245,8 +245,10 @@ class _Writer:
     def _result(self, claim: Claim) -> str:
         if claim.holds is None:
             return self.say("not run")
-        chance = f"  # {self.say('by chance')}" if claim.is_generic and not claim.holds else ""
-        return f"{claim.holds}{chance}"
+        if claim.holds:
+            return "True"
+        key = "by chance" if claim.is_generic else "rounding"
+        return f"False  # {self.say(key)}" if claim.is_generic or "close(" in claim.code else "False"
 
     def _helpers(self) -> list[str]:
         """What the names in the code are."""

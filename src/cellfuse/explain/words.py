@@ -191,6 +191,10 @@ WORDS: dict[str, Words] = {
     "by chance": Words(
         "equal here by chance, such as where weights are zero", "这里碰巧相等，例如权重为零时"
     ),
+    "rounding": Words(
+        "large weights make rounding grow from step to step, here beyond what close allows",
+        "权重很大时舍入误差逐步放大，这里超出了 close 的容许范围",
+    ),
     "not run": Words("not run: the output has NaN", "未运行：输出含 NaN"),
     "helpers": Words("In the code:", "代码中："),
     "helper close": Words("close(a, b): equal but for rounding", "close(a, b)：除舍入外相等"),
