@@ -255,9 +255,8 @@ WORDS: dict[str, Words] = {
     "entry reverse": Words("{name}[{k}] layer {layer} reverse", "{name}[{k}] 第 {layer} 层反向"),
     "same-order": Words("{names}: in the same order.", "{names} 的顺序相同。"),
     "inner-states": Words(
-        "The entries of the inner layers, {names}, are nowhere at these places of output: inner layers "
-        "only feed the layer above.",
-        "内层的各项 {names} 不在 output 的这些位置：内层只送给上面一层。",
+        "The inner layers' states, {names}, are not there: inner layers only feed the layer above.",
+        "内层的状态 {names} 不在那里：内层只送给上面一层。",
     ),
     "other-states": Words(
         "{names} cannot be found in output: only {state} leaves the cell.",
