@@ -311,6 +311,32 @@ def test_claims_that_hold_by_chance_only_are_marked():
     assert re.search(r"False +# equal here by chance", facts.text())
 
 
+def with_large_weights(layer):
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(8)
+    return layer
+
+
+def test_rounding_that_grows_is_no_mistake():
+    layer, input = with_large_weights(torch.nn.LSTM(20, 64, 2, bidirectional=True)), torch.randn(300, 8, 20)
+    subject = subject_of(layer, input, False)
+    names = names_of(layer, subject, input, None, result_of(layer, input, None))
+    claims = cf.explain(layer, input).claims
+    assert not all(run(claim, names) for claim in claims)
+    assert all(claim.holds for claim in claims)
+    assert layer.weight_ih_l0.dtype == torch.float32
+
+
+def test_rounding_that_outgrows_double_precision_is_told():
+    layer = with_large_weights(torch.nn.GRU(20, 64, 2, bidirectional=True))
+    facts = cf.explain(layer, torch.randn(300, 8, 20), lang="en")
+    false = {claim.key for claim in facts.claims if not claim.holds}
+    assert false
+    assert false <= {"output-parts", "order", "gate-rows"}
+    assert "False  # large weights make rounding grow from step to step" in facts.text()
+
+
 def test_nothing_is_claimed_of_not_a_number():
     layer = cf.GRU(I, H)
     facts = cf.explain(layer, torch.full((T, B, I), float("nan")), lang="en")

@@ -50,6 +50,11 @@ def some_explanations():
     for parameter in layer.parameters():
         torch.nn.init.zeros_(parameter)
     yield cf.explain(layer)
+    layer = cf.GRU(20, 64, 2, bidirectional=True)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(8)
+    yield cf.explain(layer, seq_len=300)
     with pytest.warns(UserWarning, match="dropout"):
         yield cf.explain(cf.GRU(3, 4, dropout=0.5))
     yield cf.explain(torch.nn.Sequential(torch.nn.GRU(3, 4, 2), torch.nn.Linear(4, 2)))

@@ -98,7 +98,7 @@ class Explanation:
         output_states: those whose new value is the output.
         sizes: T, B, I, H, P (0: none), N (heads), L, D as numbers; S, the number of valid time steps
             of all sequences together: T*B unless packed.
-        lengths: of the sequences of packed input, in the order in which they were packed.
+        lengths: of the sequences of packed input, in the user's order.
         gates: (gate, its meaning in English) from the cell's docstring.
         equations, tensors, claims, counts: see their classes.
         wiring: (from, to) for every arrow between the boxes of the map; keys are "in/0",

@@ -41,6 +41,12 @@ def wrap(text: str, first: str = "", rest: str | None = None) -> list[str]:
     return [*lines, line.rstrip()]
 
 
+def wrap_code(text: str, first: str, rest: str) -> list[str]:
+    """As `wrap`; an index such as [0, :, 20:] and a shape such as (4, 3, 20) stay in one piece."""
+    glued = re.sub(r"(?<=\w)\[[^\[\]]*\]|\([\d, ]+\)", lambda found: found[0].replace(" ", "\0"), text)
+    return [line.replace("\0", " ") for line in wrap(glued, first, rest)]
+
+
 def _tokens(text: str) -> list[str]:
     """Pieces between which a line may end; closing punctuation stays with what it closes."""
     wide = r"[\u2e80-\u9fff\uff00-\uffef]"
@@ -238,15 +244,17 @@ class _Writer:
             lines += wrap(self.say(f"topic {topic}{one}", names=names), "  ")
             for claim in claims:
                 lines += wrap(self.own(claim), "    ")
-                lines += wrap(claim.code, "      >>> ", "      ... ")
+                lines += wrap_code(claim.code, "      >>> ", "      ... ")
                 lines += wrap(self._result(claim), "      ")
         return lines + self._helpers()
 
     def _result(self, claim: Claim) -> str:
         if claim.holds is None:
             return self.say("not run")
-        chance = f"  # {self.say('by chance')}" if claim.is_generic and not claim.holds else ""
-        return f"{claim.holds}{chance}"
+        if claim.holds:
+            return "True"
+        key = "by chance" if claim.is_generic else "rounding"
+        return f"False  # {self.say(key)}" if claim.is_generic or "close(" in claim.code else "False"
 
     def _helpers(self) -> list[str]:
         """What the names in the code are."""

@@ -191,6 +191,10 @@ WORDS: dict[str, Words] = {
     "by chance": Words(
         "equal here by chance, such as where weights are zero", "这里碰巧相等，例如权重为零时"
     ),
+    "rounding": Words(
+        "large weights make rounding grow from step to step, here beyond what close allows",
+        "权重很大时舍入误差逐步放大，这里超出了 close 的容许范围",
+    ),
     "not run": Words("not run: the output has NaN", "未运行：输出含 NaN"),
     "helpers": Words("In the code:", "代码中："),
     "helper close": Words("close(a, b): equal but for rounding", "close(a, b)：除舍入外相等"),
@@ -251,9 +255,8 @@ WORDS: dict[str, Words] = {
     "entry reverse": Words("{name}[{k}] layer {layer} reverse", "{name}[{k}] 第 {layer} 层反向"),
     "same-order": Words("{names}: in the same order.", "{names} 的顺序相同。"),
     "inner-states": Words(
-        "The entries of the inner layers, {names}, are nowhere at these places of output: inner layers "
-        "only feed the layer above.",
-        "内层的各项 {names} 不在 output 的这些位置：内层只送给上面一层。",
+        "The inner layers' states, {names}, are not there: inner layers only feed the layer above.",
+        "内层的状态 {names} 不在那里：内层只送给上面一层。",
     ),
     "other-states": Words(
         "{names} cannot be found in output: only {state} leaves the cell.",
