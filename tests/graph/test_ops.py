@@ -1,5 +1,7 @@
 """Every row of the operation table: value, first and second derivative, shapes, spellings."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -98,7 +100,7 @@ def assert_gradients_are_torchs(graph, values):
     theirs = torch.autograd.grad(result, list(tensors.values()), seed, allow_unused=True)
     for expr, got, want in zip(graph.inputs, ours, theirs, strict=True):
         want = torch.zeros(tensors[expr.label].shape) if want is None else want
-        np.testing.assert_allclose(as_shape(got, expr.shape), want.numpy(), rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(as_shape(got, expr.shape), want.numpy(force=True), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", ["max", "min", "amax", "relu", "abs"])
@@ -173,3 +175,58 @@ def test_the_interpreter_names_what_is_missing():
     graph = Graph("g", (a,), (("y", node("tanh", a)),))
     with pytest.raises(CellfuseError, match="no values for a"):
         interpret(graph, {})
+
+
+@pytest.mark.parametrize("name", ["max", "min", "amax", "relu", "abs"])
+def test_second_derivatives_at_ties_are_torchs(name):
+    graph = of_operation(name, ARGUMENTS[name][0])
+    twice = backward(backward(graph))
+    values = seeded(
+        backward(graph), seeded(graph, {e.label: np.array([1.0, 0.0, 1.0, 1.0]) for e in graph.inputs})
+    )
+    tensors = {e.label: torch.tensor(values[e.label], requires_grad=True) for e in twice.inputs}
+    inputs, incoming = [tensors[e.label] for e in graph.inputs], tensors["d(result)"]
+    (result,) = with_torch(graph, tensors)
+    first = torch.autograd.grad(result, inputs, incoming.reshape(result.shape), create_graph=True)
+    again = sum((g * tensors[f"d(d({e.label}))"]).sum() for g, e in zip(first, graph.inputs, strict=True))
+    second = torch.autograd.grad(again, [*inputs, incoming], allow_unused=True, materialize_grads=True)
+    found = interpret(twice, values, SIZES)
+    for expr, got, want in zip(twice.inputs, found, second, strict=False):
+        np.testing.assert_allclose(as_shape(got, expr.shape), want.numpy(force=True), rtol=1e-12, atol=1e-13)
+
+
+HOSTILE = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 1e300, -1e300, 710.0, -40.0, -700.0, 1e-300, 0.5]
+ELEMENT_WISE = [n for n, shapes in ARGUMENTS.items() if set(shapes[0]) == {("H",)} and n != "outer"]
+
+
+@pytest.mark.parametrize("name", ELEMENT_WISE)
+def test_hostile_values_mean_the_same_in_torch(name):
+    graph = of_operation(name, ARGUMENTS[name][0])
+    pairs = list(itertools.product(HOSTILE, repeat=min(2, len(graph.inputs))))
+    columns = [*np.array(pairs).T, np.full(len(pairs), 2.0), np.full(len(pairs), 3.0)]
+    values = {e.label: column for e, column in zip(graph.inputs, columns, strict=False)}
+    (got,) = interpret(graph, values, SIZES)
+    (want,) = with_torch(graph, {label: torch.tensor(value) for label, value in values.items()})
+    np.testing.assert_allclose(got, want.numpy(), rtol=1e-13, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, shapes in ARGUMENTS.items() if {((),), ((), ()), (("H",), ())} & {*shapes}]
+)
+def test_an_operation_on_numbers_alone_has_a_torch_text(name):
+    """Conditions on constants stay in a graph after simplify, as in a layer without bias."""
+    truths = {"where": 1}.get(name, 0)
+    args = [node("gt", constant(0.5), 0.0)] * truths
+    args += [constant(0.5)] * (len(ARGUMENTS[name][0]))
+    h = leaf("h", ("H",), "state")
+    graph = Graph("g", (h,), (("y", node(name, *args)),))
+    (want,) = interpret(graph, {"h": np.zeros(4)}, SIZES)
+    (got,) = with_torch(graph, {"h": torch.zeros(4, dtype=torch.float64)})
+    np.testing.assert_allclose(np.asarray(got), want)
+
+
+def test_a_number_times_a_matrix_has_no_gradient_and_says_so():
+    """No cell can write it: matrices occur in products only."""
+    m, s = leaf("m", ("P", "H"), "matrix"), leaf("s", (), "parameter")
+    with pytest.raises(ShapeError, match=r"got \[P, H\]"):
+        backward(Graph("g", (m, s), (("y", node("mul", m, s)),)))

@@ -105,8 +105,8 @@ def _blocks_outer(left: Shape, right: Shape, like: Shape) -> Shape:
 
 
 def _sigmoid(a: Any) -> Any:
-    # 0.5 + 0.5 tanh(a / 2) rather than 1 / (1 + exp(-a)): exp(-a) overflows for large negative a.
-    return 0.5 + 0.5 * np.tanh(0.5 * a)
+    # Rather than 1 / (1 + exp(-a)), which overflows for large negative a.
+    return np.exp(-np.logaddexp(0.0, -a))
 
 
 def _split(matrix: Any, vector: Any) -> Any:
@@ -175,7 +175,8 @@ _ROWS = (
     ),
     # functions of one value
     Op("abs", np.abs, lambda g, y, a: (g * _node("sign", a),), _together),
-    Op("sign", np.sign, lambda g, y, a: (None,), _together),
+    # 0 for NaN, as in torch
+    Op("sign", lambda a: np.nan_to_num(np.sign(a)), lambda g, y, a: (None,), _together),
     Op("sqrt", np.sqrt, lambda g, y, a: (g * 0.5 / y,), _together),
     Op("exp", np.exp, lambda g, y, a: (g * y,), _together),
     Op("log", np.log, lambda g, y, a: (g / a,), _together),

@@ -244,8 +244,11 @@ def _source(graph: Graph, arguments: list[str], spell: Spell) -> str:
         elif expr.op == "size":
             text[expr] = f"size[{expr.label!r}]"
         elif expr.op != "input":
+            args = [text[arg] for arg in expr.args]
+            if all(arg.op == "constant" for arg in expr.args):  # torch's functions want a tensor
+                args = [f"like.new_full((), {arg})" for arg in args]
             text[expr] = f"v{len(lines)}"
-            lines.append(f"{text[expr]} = {SPELL[expr.op].format(*(text[arg] for arg in expr.args))}")
+            lines.append(f"{text[expr]} = {SPELL[expr.op].format(*args)}")
     results = ", ".join(text[expr] for expr in graph.results)
     head = f"def step({', '.join([*arguments, 'size'])}):"
     return "\n    ".join([head, *lines, f"return ({results},)"]) + "\n"
