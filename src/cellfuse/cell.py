@@ -257,6 +257,13 @@ def cell(
     return wrap
 
 
+# Weights and attributes of layers, which a state or parameter of a cell would hide.
+_OF_LAYERS = {
+    *("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh", "W_hr"),
+    *("cell", "bias", "input_size", "hidden_size", "proj_size", "num_heads", "training"),
+}
+
+
 def _check_facts(cell: Cell) -> None:
     """The facts fit together and the function takes what they promise."""
     if not cell.states:
@@ -270,13 +277,21 @@ def _check_facts(cell: Cell) -> None:
     if cell.projected and cell.projected not in cell.states:
         raise CellError(f"{cell.name}: projected={cell.projected!r} is not one of {cell.states}")
     taken = {*cell.gates, *cell.states, "gate", "size", "output"}
+    reserved = {*_OF_LAYERS, *(f"R_{gate}" for gate in cell.gates)}
     for name in cell.parameters:
         if name in taken:
             raise CellError(f"{cell.name}: a gate or state has the parameter's name {name} already")
+    for name in (*cell.states, *cell.parameters):
+        if name in reserved:
+            raise CellError(f"{cell.name}: {name} is a name of every layer's own; call yours otherwise")
     if "project" in cell.gates:
         raise CellError(f"{cell.name}: gate.project is the projection; call the gate otherwise")
     wanted = ("gate", *cell.states, *cell.parameters)
-    given = tuple(inspect.signature(cell.function).parameters)
+    arguments = inspect.signature(cell.function).parameters
+    given = tuple(
+        name if a.kind is a.POSITIONAL_OR_KEYWORD else f"{a.kind.description} {name}"
+        for name, a in arguments.items()
+    )
     if given != wanted:
         raise CellError(
             f"{cell.name}: the function takes ({', '.join(given)}); with these states and parameters "
@@ -463,9 +478,14 @@ def _outcome(cell: Cell, result: Any) -> tuple[Expr, tuple[Expr, ...]]:
                 "gates, states and parameters."
             )
     states = tuple(expr_of(part) for part in parts)
-    if any(expr.is_truth for expr in states):
-        raise TraceError(f"{cell.name}: a state is true or false; return torch.where(c, 1.0, 0.0)")
-    return (states[0] if output is None else expr_of(output)), states
+    made = states[0] if output is None else expr_of(output)
+    for what, expr in (
+        ("the output", made),
+        *((f"state {s}", e) for s, e in zip(cell.states, states, strict=True)),
+    ):
+        if expr.is_truth:
+            raise TraceError(f"{cell.name}: {what} is true or false; return torch.where(c, 1.0, 0.0)")
+    return made, states
 
 
 def _of_width(cell: Cell, state: str, expr: Expr, before: Expr) -> Expr:

@@ -33,16 +33,30 @@ def refuse(problem: str, instead: str = "") -> NoReturn:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
         frame = frame.f_back
-    place = ""
-    if frame is not None:
-        file, line = frame.f_code.co_filename, frame.f_lineno
-        text = linecache.getline(file, line).strip()
-        place = f"\n  {Path(file).name}, line {line}, in {frame.f_code.co_name}:  {text}"
+    place = "" if frame is None else _place(frame, frame.f_lineno)
     raise TraceError(problem + place + (f"\n  Write instead: {instead}" if instead else ""))
+
+
+def _place_of(error: Exception) -> str:
+    """The innermost of the user's lines that an error passed."""
+    place, step = "", error.__traceback__
+    while step is not None:
+        if not step.tb_frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+            place = _place(step.tb_frame, step.tb_lineno)
+        step = step.tb_next
+    return place
+
+
+def _place(frame: FrameType, line: int) -> str:
+    file = frame.f_code.co_filename
+    text = linecache.getline(file, line).strip()
+    return f"\n  {Path(file).name}, line {line}, in {frame.f_code.co_name}:  {text}"
 
 
 def make(name: str, *args: Any) -> Symbol:
     """The operation `name` on symbols and numbers; an error names the user's line."""
+    if _is_grad_enabled and not torch.is_grad_enabled():
+        refuse("torch.no_grad() has no effect on a cell's graph.", "value.detach()")
     nodes = [expr_of(arg) for arg in args]
     try:
         made = node(name, *nodes)
@@ -56,6 +70,11 @@ def expr_of(value: Any) -> Expr:
     if isinstance(value, Symbol):
         return value.expr
     if isinstance(value, torch.Tensor):
+        if value.requires_grad:
+            refuse(
+                "a tensor from outside that needs a gradient was used in a cell.",
+                'declare it: @cell(parameters={"p": cf.scalar(0.0)}) and take p as an argument',
+            )
         if value.ndim == 0:
             return constant(value.item())
         refuse(
@@ -67,6 +86,12 @@ def expr_of(value: Any) -> Expr:
     if isinstance(value, int | float):
         return constant(value)
     refuse(f"a {type(value).__name__} was used where a value of the time step is needed.")
+
+
+_ARITHMETIC = "an expression of +, -, *, /, **, comparisons and torch functions"
+
+# Whether gradients were on when the cell's function was called.
+_is_grad_enabled = False
 
 
 class Symbol:
@@ -216,6 +241,12 @@ class Symbol:
 
     __rmatmul__ = __matmul__
 
+    def _unknown(self, *_: Any) -> NoReturn:
+        refuse("an operator that a cell's graph does not have (%, //, ^, round and the like).", _ARITHMETIC)
+
+    __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __divmod__ = __rdivmod__ = _unknown
+    __xor__ = __rxor__ = __lshift__ = __rshift__ = __round__ = __trunc__ = __floor__ = __ceil__ = _unknown
+
     def _in_place(self, other: Any) -> NoReturn:
         refuse(
             "`+=`, `-=`, `*=` or `/=` changes a value in place, which would change the caller's "
@@ -232,12 +263,21 @@ class Symbol:
 class _Batch:
     """The batch size, which a cell must not depend on."""
 
-    def __getattr__(self, name: str) -> Any:
+    def _refused(self, *_: Any) -> NoReturn:
         refuse("the batch size was used in a cell.", "an expression per sequence")
+
+    def __getattr__(self, name: str) -> Any:
+        self._refused()
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refused
+    __floordiv__ = __rfloordiv__ = __mod__ = __pow__ = __rpow__ = __neg__ = __hash__ = _refused  # type: ignore[assignment]
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __bool__ = _refused  # type: ignore[assignment]
+    __int__ = __float__ = __index__ = _refused
 
 
 def call(name: str, args: tuple, kwargs: dict) -> Any:
     """A torch function on symbols, by its name."""
+    name = name.removeprefix("special_")  # torch.special.expit
     if name in _RANDOM:
         refuse(
             f"torch.{name} draws random numbers, which a cell's graph cannot hold.",
@@ -249,8 +289,12 @@ def call(name: str, args: tuple, kwargs: dict) -> Any:
     if function is None:
         known = ", ".join(sorted(TORCH))
         refuse(f"torch's `{name}` cannot be part of a cell. These can: {known}.")
+    # torch.nn.functional passes on what the user left out: inplace=False, dtype=None.
+    given = {
+        key: value for key, value in kwargs.items() if key != "inplace" and (key, value) != ("dtype", None)
+    }
     try:
-        return function(*args, **{key: value for key, value in kwargs.items() if key != "inplace"})
+        return function(*args, **given)
     except TypeError as error:
         refuse(f"torch's `{name}` was called with arguments that a cell cannot hold: {error}")
 
@@ -325,6 +369,13 @@ def _var(
     return _sum(centred * centred, dim, keepdim) / (_units(input) - correction)
 
 
+def _std(*args: Any, **kwargs: Any) -> Symbol:
+    # The derivative of the root is infinite where all units are equal; torch's gradient is 0 there.
+    variance = _var(*args, **kwargs)
+    is_flat = make("eq", variance, 0.0)
+    return make("where", is_flat, 0.0, make("sqrt", make("where", is_flat, 1.0, variance)))
+
+
 def _amax(input: Any, dim: Any = None, keepdim: bool = False) -> Symbol:
     _hidden_axis(dim)
     _kept(keepdim)
@@ -361,14 +412,16 @@ def _layer_norm(
     return scaled if bias is None else scaled + bias
 
 
-def _clamp(input: Any, min: Any = None, max: Any = None, min_val: Any = None, max_val: Any = None) -> Any:
-    low, high = min if min is not None else min_val, max if max is not None else max_val
-    lifted = input if low is None else make("max", input, low)
-    return lifted if high is None else make("min", lifted, high)
+def _clamp(input: Any, min: Any = None, max: Any = None) -> Any:
+    # Not the operations max and min: at the bounds torch gives clamp's input the whole gradient.
+    lifted = input if min is None else make("where", make("lt", input, min), min, input)
+    return lifted if max is None else make("where", make("gt", lifted, max), max, lifted)
 
 
 def _hardtanh(input: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:
-    return _clamp(input, min_val, max_val)
+    # At the bounds torch gives hardtanh's input no gradient.
+    lifted = make("where", make("le", input, min_val), min_val, input)
+    return make("where", make("ge", lifted, max_val), max_val, lifted)
 
 
 def _leaky_relu(input: Any, negative_slope: float = 0.01) -> Symbol:
@@ -376,9 +429,10 @@ def _leaky_relu(input: Any, negative_slope: float = 0.01) -> Symbol:
 
 
 def _elu(input: Any, alpha: float = 1.0) -> Symbol:
-    # The smaller side keeps exp finite where the other branch is taken.
-    below = (make("exp", make("min", input, 0.0)) - 1.0) * alpha
-    return make("where", make("gt", input, 0.0), input, below)
+    # 0 on the other side keeps exp finite where its branch is not taken.
+    above = make("gt", input, 0.0)
+    below = (make("exp", make("where", above, 0.0, input)) - 1.0) * alpha
+    return make("where", above, input, below)
 
 
 def _gelu(input: Any, approximate: str = "none") -> Symbol:
@@ -389,8 +443,10 @@ def _gelu(input: Any, approximate: str = "none") -> Symbol:
 
 
 def _softplus(input: Any, beta: float = 1, threshold: float = 20) -> Symbol:
-    # torch returns its input above the threshold; the exact value differs from it by under 3e-9.
-    return make("softplus", input) if beta == 1 else make("softplus", input * beta) / beta
+    exact = make("softplus", input) if beta == 1 else make("softplus", input * beta) / beta
+    if threshold >= 20:  # torch returns its input above it; the exact value differs by under 3e-9
+        return exact
+    return make("where", make("gt", input * beta, threshold), input, exact)
 
 
 def _full_like(input: Any, fill_value: float) -> Symbol:
@@ -413,7 +469,8 @@ TORCH: dict[str, Callable[..., Any]] = {
     "multiply": _two("mul"),
     "divide": _two("div"),
     "true_divide": _two("div"),
-    **{name: _two(name) for name in ("lt", "le", "gt", "ge", "eq", "ne", "pow")},
+    **{name: _two(name) for name in ("lt", "le", "gt", "ge", "eq", "ne")},
+    "pow": lambda input, exponent: make("pow", input, exponent),
     "less": _two("lt"),
     "greater": _two("gt"),
     "less_equal": _two("le"),
@@ -443,7 +500,7 @@ TORCH: dict[str, Callable[..., Any]] = {
     "sum": _sum,
     "mean": _mean,
     "var": _var,
-    "std": lambda *args, **kwargs: make("sqrt", _var(*args, **kwargs)),
+    "std": _std,
     "amax": _amax,
     "amin": lambda input, dim=None, keepdim=False: -_amax(-input, dim, keepdim),
     "softmax": _softmax,
@@ -453,9 +510,9 @@ TORCH: dict[str, Callable[..., Any]] = {
     "clamp": _clamp,
     "clip": _clamp,
     "hardtanh": _hardtanh,
-    "relu6": lambda input: _clamp(input, 0.0, 6.0),
-    "hardsigmoid": lambda input: _clamp(input / 6.0 + 0.5, 0.0, 1.0),
-    "hardswish": lambda input: input * _clamp(input / 6.0 + 0.5, 0.0, 1.0),
+    "relu6": lambda input: _hardtanh(input, 0.0, 6.0),
+    "hardsigmoid": lambda input: _hardtanh(input, -3.0, 3.0) / 6.0 + 0.5,
+    "hardswish": lambda input: input * (_hardtanh(input, -3.0, 3.0) / 6.0 + 0.5),
     "leaky_relu": _leaky_relu,
     "elu": _elu,
     "gelu": _gelu,
@@ -488,10 +545,15 @@ def run(function: Callable, args: tuple, kwargs: dict) -> tuple[Any, dict[str, A
         if event == "return" and frame.f_code is code:
             variables.update(frame.f_locals)
 
+    global _is_grad_enabled
+    _is_grad_enabled = torch.is_grad_enabled()
     before = sys.getprofile()
     sys.setprofile(at_return)
     try:
         result = function(*args, **kwargs)
+    except TypeError as error:  # from Python or torch itself, which do not know what a Symbol is
+        raise TraceError(f"a call in a cell failed: {error}{_place_of(error)}") from error
     finally:
         sys.setprofile(before)
+        _is_grad_enabled = False
     return result, variables

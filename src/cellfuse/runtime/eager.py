@@ -88,8 +88,9 @@ def make_step(case: Case, weights: Weights) -> Step:
     fixed = _leaf_values(case, weights)
     joined = [part for product in made.products for part in _rows(case, weights, product)]
     size = _sizes(case, weights)
-    num_gates, states = len(cell.input_gates), set(cell.states)
-    wanted = [label for label in made.inputs if not label.endswith(".x") and label not in states]
+    num_gates = len(cell.input_gates)
+    moving = {leaf.label for role in ("input product", "state") for leaf in case.step.of_role(role)}
+    wanted = [label for label in made.inputs if label not in moving]
     constants = [fixed[label] for label in wanted]
 
     def step(products: Tensor, values: States) -> tuple[Tensor, States]:

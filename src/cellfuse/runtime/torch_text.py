@@ -172,7 +172,8 @@ def _torch_step(graph: Graph) -> TorchStep:
         return f"p{which}[{index}]" if many else f"p{which}"
 
     rows = [f"{kind}{which}" for which in range(len(products)) for kind in ("rows", "bias")]
-    source = _source(graph, [_python(label) for label in inputs] + rows, spell)
+    names = {leaf.label: name for leaf, name in _names(graph).items()}
+    source = _source(graph, [names[label] for label in inputs] + rows, spell)
     return TorchStep(source, inputs, products, _compile(source, graph.name))
 
 
@@ -182,7 +183,7 @@ def torch_function(graph: Graph) -> Callable[..., tuple[torch.Tensor, ...]]:
 
     `size` maps axis letters to tensors without axes; it may be empty if the graph reads none.
     """
-    arguments = [_python(leaf.label) for leaf in graph.inputs]
+    arguments = list(_names(graph).values())
     return _compile(_source(graph, arguments, lambda expr, text, lines: None), graph.name)
 
 
@@ -232,7 +233,7 @@ Spell = Callable[[Expr, dict[Expr, str], list[str]], str | None]
 
 def _source(graph: Graph, arguments: list[str], spell: Spell) -> str:
     """The text of `step`. `spell` may give a node's text itself, or None for the table's."""
-    text = {leaf: _python(leaf.label) for leaf in graph.inputs}
+    text = _names(graph)
     state = next((leaf for leaf in graph.inputs if leaf.role == "state"), graph.inputs[0])
     lines = [f"like = {text[state]}"]
     for expr in order(graph.results):
@@ -252,6 +253,17 @@ def _source(graph: Graph, arguments: list[str], spell: Spell) -> str:
     results = ", ".join(text[expr] for expr in graph.results)
     head = f"def step({', '.join([*arguments, 'size'])}):"
     return "\n    ".join([head, *lines, f"return ({results},)"]) + "\n"
+
+
+def _names(graph: Graph) -> dict[Expr, str]:
+    """A Python name for each input; p.i and p_i are two."""
+    names: dict[Expr, str] = {}
+    for leaf in graph.inputs:
+        name = _python(leaf.label)
+        while name in names.values():
+            name += "_"
+        names[leaf] = name
+    return names
 
 
 def _python(label: str) -> str:
