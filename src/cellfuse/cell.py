@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from cellfuse.errors import CellError, ShapeError, TraceError
-from cellfuse.graph.expr import Expr, leaf, node
+from cellfuse.graph.expr import Expr, leaf, node, order
 from cellfuse.graph.graph import Graph
 from cellfuse.graph.ops import BLOCKS, Shape
 from cellfuse.graph.simplify import simplify
@@ -186,9 +186,10 @@ def _load(module: str, name: str) -> Cell:
 
 def _names(given: str | tuple[str, ...] | list[str], what: str) -> tuple[str, ...]:
     """ "rzn", "r z n" or ("r", "z", "n") as a tuple."""
+    parts = given
     if isinstance(given, str):
-        given = given.split() if " " in given else list(given)
-    names = tuple(given)
+        parts = given.split() if " " in given else list(given)
+    names = tuple(parts)
     for name in names:
         if not isinstance(name, str) or not name.isidentifier():
             raise CellError(f"{what}={given!r}: {name!r} is not a name such as 'f' or 'forget'")
@@ -443,12 +444,13 @@ def _trace(cell: Cell, *, has_bias: bool) -> Graph:
     extra = [tracing.argument(name, parameter) for name, parameter in cell.parameters.items()]
     result, variables = run(cell.function, (_Gates(tracing), *states, *extra), {})
     output, new_states = _outcome(cell, result)
-    used = {label.partition(".")[0] for label in tracing.used}
+    read = {expr.label for expr in order((output, *new_states)) if expr.op == "input"}
+    parts = {label.partition(".")[0] for label in read}
     for name, parameter in cell.parameters.items():
-        if name not in used and not (parameter.is_bias and not has_bias):
+        if name not in parts and not (parameter.is_bias and not has_bias):
             raise CellError(f"{cell.name}: parameter {name} is never used; leave it out.")
     for gate in cell.gates:
-        if f"{gate}.x" not in tracing.used and f"R_{gate}" not in tracing.used:
+        if f"{gate}.x" not in read and f"R_{gate}" not in read:
             raise CellError(f"{cell.name}: gate {gate} is never used; leave it out of gates=.")
     outputs = [("output", output)]
     for state, expr in zip(cell.states, new_states, strict=True):

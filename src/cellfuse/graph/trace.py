@@ -81,6 +81,8 @@ def expr_of(value: Any) -> Expr:
             f"a tensor of shape {list(value.shape)} from outside was used in a cell.",
             'declare it: @cell(parameters={"p": cf.per_unit(0.0)}) and take p as an argument',
         )
+    if isinstance(value, _Batch):
+        value._refused()
     if isinstance(value, bool):
         refuse("True or False was used as a number.", "1.0 or 0.0, or torch.where(condition, a, b)")
     if isinstance(value, int | float):
@@ -218,7 +220,7 @@ class Symbol:
 
     __int__ = __index__ = __complex__ = __float__  # type: ignore[assignment]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self, *_: Any) -> Iterator[Any]:
         refuse("a traced value was iterated over.", "element-wise operations on the whole value")
 
     __len__ = __iter__  # type: ignore[assignment]
