@@ -5,6 +5,7 @@ The user's own variable names stand on the left; everything without a name is wr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cellfuse.graph.expr import Expr, order
@@ -17,8 +18,8 @@ class Spelling:
 
     Attributes:
         unicode, latex: templates for str.format.
-        binds: how tightly it holds together: 1 sums, 2 products, 3 functions and names. An argument
-            that binds less than `inside` is put in brackets.
+        binds: how tightly it holds together: 1 sums, 2 products, 3 functions and names; 0 and below
+            conditions. An argument that binds less than `inside` is put in brackets.
         inside: see `binds`; the second argument of - and / needs one more.
     """
 
@@ -29,7 +30,7 @@ class Spelling:
 
 
 def _call(name: str, latex: str = "") -> Spelling:
-    latex = latex or rf"\operatorname{{{name}}}"
+    latex = latex or rf"\operatorname{{{{{name}}}}}"
     return Spelling(name + "({0})", latex + r"\left({0}\right)")
 
 
@@ -40,7 +41,7 @@ SPELLINGS: dict[str, Spelling] = {
     "mul": Spelling("{0} ⊙ {1}", r"{0} \odot {1}", 2, 2),
     "div": Spelling("{0} / {1}", r"\frac{{{0}}}{{{1}}}", 2, 2),
     "neg": Spelling("−{0}", "-{0}", 1, 2),
-    "pow": Spelling("{0}^{1}", "{0}^{{{1}}}", 3, 4),
+    "pow": Spelling("{0}^{1}", "{0}^{{{1}}}", 2, 3),
     "abs": Spelling("|{0}|", r"\left|{0}\right|"),
     "sign": _call("sign"),
     "sqrt": Spelling("√({0})", r"\sqrt{{{0}}}"),
@@ -58,6 +59,7 @@ SPELLINGS: dict[str, Spelling] = {
     "where": Spelling(
         "({1} if {0} else {2})",
         r"\begin{{cases}} {1} & {0} \\ {2} & \text{{otherwise}} \end{{cases}}",
+        inside=-2,
     ),
     "lt": Spelling("{0} < {1}", "{0} < {1}", 0, 1),
     "le": Spelling("{0} ≤ {1}", r"{0} \le {1}", 0, 1),
@@ -65,14 +67,14 @@ SPELLINGS: dict[str, Spelling] = {
     "ge": Spelling("{0} ≥ {1}", r"{0} \ge {1}", 0, 1),
     "eq": Spelling("{0} = {1}", "{0} = {1}", 0, 1),
     "ne": Spelling("{0} ≠ {1}", r"{0} \ne {1}", 0, 1),
-    "and": Spelling("{0} and {1}", r"{0} \land {1}", -1, 0),
-    "or": Spelling("{0} or {1}", r"{0} \lor {1}", -1, 0),
-    "not": Spelling("not {0}", r"\lnot {0}", -1, 3),
+    "and": Spelling("{0} and {1}", r"{0} \land {1}", -2, -1),
+    "or": Spelling("{0} or {1}", r"{0} \lor {1}", -2, -1),
+    "not": Spelling("not {0}", r"\lnot {0}", -1, 1),
     "detach": _call("detach"),
     "sum": Spelling("Σ({0})", r"\sum_k \left({0}\right)_k"),
     "amax": Spelling("maxₖ({0})", r"\max_k \left({0}\right)_k"),
     "cumsum": _call("cumsum"),
-    "cumsum_reversed": _call("cumsum_reversed", r"\operatorname{cumsum\_reversed}"),
+    "cumsum_reversed": _call("cumsum_reversed", r"\operatorname{{cumsum\_reversed}}"),
     "expand": Spelling("{0}", "{0}"),
     "product": Spelling("{0} {1}", "{0} {1}", 2, 3),
     "product_t": Spelling("{0}ᵀ {1}", r"{0}^{{\top}} {1}", 2, 3),
@@ -97,7 +99,7 @@ def equations(graph: Graph, style: str = "unicode") -> list[tuple[str, str]]:
     states = {leaf.label for leaf in graph.of_role("state")}
     left = {e: _variable(n + "_" if n in states else n, style) for e, n in names.items()} | new
     in_order = order([*(expr for expr in names if expr not in new), *graph.results])
-    left |= _repeated(graph, left)
+    left |= {expr: _variable(name, style) for expr, name in _repeated(graph, left).items()}
     rows = []
     for expr in in_order:
         if expr in left and not expr.is_leaf:
@@ -110,7 +112,7 @@ def equations(graph: Graph, style: str = "unicode") -> list[tuple[str, str]]:
 
 
 def _repeated(graph: Graph, left: dict[Expr, str]) -> dict[Expr, str]:
-    """Names u1, u2, ... for long values that the user did not name and that are used more than once."""
+    """Names u_1, u_2, ... for long values that the user did not name and that are used more than once."""
     users: dict[Expr, int] = {}
     for expr in order(graph.results):
         for arg in expr.args:
@@ -120,7 +122,7 @@ def _repeated(graph: Graph, left: dict[Expr, str]) -> dict[Expr, str]:
         if users.get(expr, 0) > 1 and expr not in left and not expr.is_leaf:
             text, _ = _write(expr, left | made, "unicode", top=True)
             if len(text) > 32:
-                made[expr] = f"u{len(made) + 1}"
+                made[expr] = f"u_{len(made) + 1}"
     return made
 
 
@@ -137,17 +139,29 @@ def _variable(name: str, style: str) -> str:
     return f"{letter}_{{{rest}}}" if rest else letter
 
 
+def _number(value: float, style: str) -> tuple[str, int]:
+    """A number's text and how tightly it binds: -2 as 0 - 2, 3e-05 as a product."""
+    if math.isnan(value):
+        return r"\mathrm{NaN}" if style == "latex" else "NaN", 3
+    digits, _, power = f"{abs(value):.6g}".partition("e")
+    if math.isinf(value):
+        digits = r"\infty" if style == "latex" else "∞"
+    minus = "-" if style == "latex" else "−"
+    if power:
+        power = power.lstrip("+0") if power[0] == "+" else minus + power.lstrip("-0")
+        ten = f"10^{{{power}}}" if style == "latex" else f"10^{power}"
+        times = r" \cdot " if style == "latex" else "·"
+        digits = ten if digits == "1" else digits + times + ten
+    return (minus + digits, 1) if value < 0 else (digits, 2 if power else 3)
+
+
 def _leaf(expr: Expr, style: str) -> tuple[str, int]:
     """A leaf's text and how tightly it binds."""
     stem, dot, gate = expr.label.partition(".")
     if expr.role == "input product":
-        text = f"W_{stem} x + b_{stem}" if style == "unicode" else f"W_{{{stem}}} x + b_{{{stem}}}"
-        return text, 1
+        return f"{_variable(f'W_{stem}', style)} x + {_variable(f'b_{stem}', style)}", 1
     if expr.role == "bias":
-        return (f"d_{stem}" if style == "unicode" else f"d_{{{stem}}}"), 3
-    if expr.role in ("matrix", "diagonal"):
-        head, _, rest = expr.label.partition("_")
-        return (expr.label if style == "unicode" else f"{head}_{{{rest}}}"), 3
+        return _variable(f"d_{stem}", style), 3
     return _variable(f"{stem}_{gate}" if dot else stem, style), 3
 
 
@@ -158,9 +172,11 @@ def _write(expr: Expr, left: dict[Expr, str], style: str, *, top: bool) -> tuple
     if expr.op == "input":
         return _leaf(expr, style)
     if expr.op == "constant":
-        return f"{expr.value:.6g}".replace("-", "−" if style == "unicode" else "-"), 3
+        return _number(expr.value, style)
     if expr.op == "size":
         return expr.label, 3
+    if expr.op == "expand":  # not written, so it holds together as its value does
+        return _write(expr.args[0], left, style, top=False)
     spelling = SPELLINGS[expr.op]
     parts = []
     for place, arg in enumerate(expr.args):
