@@ -207,7 +207,7 @@ def cell(
     parameters: Mapping[str, Parameter] | None = None,
     projected: str = "",
     initial: Mapping[str, Initial] | None = None,
-    source: str,
+    source: str = "",
     deviation: str = "",
     aten: str = "",
 ) -> Callable[[Callable], Cell]:
@@ -267,6 +267,11 @@ _OF_LAYERS = {
 
 def _check_facts(cell: Cell) -> None:
     """The facts fit together and the function takes what they promise."""
+    if not cell.source:
+        raise CellError(
+            f"{cell.name}: say where the equation is from: source='Zhou et al. 2016, arXiv:1603.09420', "
+            "or source='my own'"
+        )
     if not cell.states:
         raise CellError(f"{cell.name}: a recurrent cell needs at least one state, such as states='h'")
     if not cell.gates:
@@ -347,7 +352,10 @@ class _Gates:
             raise AttributeError(name)
         cell = self._tracing.cell
         if name not in cell.gates:
-            refuse(f"gate.{name}: the gates of {cell.name} are {' '.join(cell.gates)}.")
+            refuse(
+                f"gate.{name}: the gates of {cell.name} are {' '.join(cell.gates)}.",
+                f"gate.{cell.gates[0]}.{name}" if name in ("x", "h", "of") else "",
+            )
         return _Gate(name, self._tracing)
 
     def project(self, value: Any) -> Symbol:

@@ -280,7 +280,7 @@ def test_gradient_of_std_of_equal_units_is_0_as_in_torch():
     assert torch.equal(got, want)
 
 
-KNOWN = ", ".join(sorted(TORCH))
+KNOWN = ", ".join(sorted(name for name in TORCH if not name.startswith("__")))
 ARITHMETIC = "an expression of +, -, *, /, **, comparisons and torch functions"
 BRANCH = (
     "a traced value was used in an `if`, `while`, `and`, `or` or `assert`. The cell is recorded once and its "
@@ -327,8 +327,9 @@ ON_TRUTH = (
 )
 
 
-def unknown(name):
-    return f"torch's `{name}` cannot be part of a cell. These can: {KNOWN}.", ""
+def unknown(name, near=""):
+    hint = f"Similar ones that can: {near}. " if near else ""
+    return f"torch's `{name}` cannot be part of a cell. {hint}All that can: {KNOWN}.", ""
 
 
 def attribute(name):
@@ -394,12 +395,12 @@ REFUSED = {
     "h = torch.exp(h, out=f)": changes("exp"),
     "h = torch.heaviside(h, f)": unknown("heaviside"),
     "h = torch.cat([h, f], -1)": unknown("cat"),
-    "h = torch.zeros(h.shape[-1]) + h": unknown("zeros"),
-    "h = F.linear(h, torch.ones(3, 3))": unknown("linear"),
-    "h = torch.nn.Linear(3, 3)(h)": unknown("linear"),
-    "h = torch.max(h)": unknown("max"),
+    "h = torch.zeros(h.shape[-1]) + h": unknown("zeros", "zeros_like"),
+    "h = F.linear(h, torch.ones(3, 3))": unknown("linear", "lerp"),
+    "h = torch.nn.Linear(3, 3)(h)": unknown("linear", "lerp"),
+    "h = torch.max(h)": unknown("max", "amax, softmax, maximum"),
     "h = h @ f": MATRIX,
-    "h = torch.ones(3, 3) @ h": unknown("matmul"),
+    "h = torch.ones(3, 3) @ h": unknown("matmul", "mul, maximum, addcmul"),
     "h = F.dropout(h, 0.5)": random("dropout"),
     "h = h + torch.rand_like(h)": random("rand_like"),
     "h = torch.bernoulli(f)": random("bernoulli"),
@@ -427,6 +428,7 @@ REFUSED = {
     "h = np.tanh(h)": ("NumPy's tanh was used on a traced value.", "the torch function"),
     "h = np.float64(2) * h": ("NumPy's multiply was used on a traced value.", "the torch function"),
     "h = gate.k * h": ("gate.k: the gates of wrong are f n.", ""),
+    "h = gate.x * h": ("gate.x: the gates of wrong are f n.", "gate.f.x"),
     "h = gate.project(h)": (
         "gate.project needs a projected state.",
         '@cell(..., projected="h")',
@@ -648,6 +650,11 @@ STRUCTURE = [
         "values of the shapes [H] and [P] cannot be combined element by element",
     ),
     (no_such_part, {"parameters": {"p": cf.per_gate(0.0)}}, "p.k: the gates are f n."),
+    (
+        good,
+        {"source": ""},
+        "good: say where the equation is from: source='Zhou et al. 2016, arXiv:1603.09420'",
+    ),
     (good, {"gates": "ff"}, "gates='ff': a name appears twice"),
     (good, {"gates": "f-"}, "gates='f-': '-' is not a name such as 'f' or 'forget'"),
     (good, {"gates": ""}, "good: a cell needs at least one gate, such as gates='n'"),

@@ -36,8 +36,9 @@ def find(text: str) -> Cell:
     if ".py" in text:
         return _in_file(text)
     if text not in CELLS:
-        near = difflib.get_close_matches(text, CELLS, n=3) or sorted(CELLS)
-        raise CellError(f"no cell is called {text!r}; did you mean {' or '.join(near)}?")
+        near = difflib.get_close_matches(text, CELLS, n=3)
+        known = f"did you mean {' or '.join(near)}" if near else f"there are {', '.join(sorted(CELLS))}"
+        raise CellError(f"no cell is called {text!r}; {known}. For a cell of your own write file.py:name.")
     return CELLS[text]
 
 

@@ -156,7 +156,7 @@ WORDS: dict[str, Words] = {
     "state": Words("every layer, last step", "各层的最后一步"),
     "state step": Words("{name} after the step", "这一步后的{name}"),
     "W": Words("W: for x, by gate", "W：乘 x，按门分块"),
-    "R": Words("R: for the state", "R：乘状态"),
+    "R": Words("R: recurrent products", "R：循环乘积"),
     "b": Words("b: added to W x", "b：加到 W x 上"),
     "d": Words("d: added to R h", "d：加到 R h 上"),
     "W_hr": Words("W_hr: projection H to P", "W_hr：从 H 投影到 P"),

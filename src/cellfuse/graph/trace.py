@@ -7,6 +7,7 @@ names the line of the user's function.
 
 from __future__ import annotations
 
+import difflib
 import linecache
 import math
 import sys
@@ -289,8 +290,10 @@ def call(name: str, args: tuple, kwargs: dict) -> Any:
         refuse(f"`{name}` changes a value in place.", f"the form without change: {name.rstrip('_')}")
     function = TORCH.get(name)
     if function is None:
-        known = ", ".join(sorted(TORCH))
-        refuse(f"torch's `{name}` cannot be part of a cell. These can: {known}.")
+        known = sorted(key for key in TORCH if not key.startswith("__"))
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"Similar ones that can: {', '.join(near)}. " if near else ""
+        refuse(f"torch's `{name}` cannot be part of a cell. {hint}All that can: {', '.join(known)}.")
     # torch.nn.functional passes on what the user left out: inplace=False, dtype=None.
     given = {
         key: value for key, value in kwargs.items() if key != "inplace" and (key, value) != ("dtype", None)
