@@ -104,7 +104,7 @@ class _Lowering:
         return kept(forward, backward_results, free)
 
     def _kept_places(self, saved: tuple[Expr, ...], forward: Schedule) -> Stores:
-        """A column for each kept value: that of an input product that is not needed any more, or a new one."""
+        """A column for each kept value: that of an input product no longer needed, or a new one."""
         free = {x: forward.free_from(x) for x in self.products if x not in saved}
         places: list[tuple[Expr, Place]] = []
         shapes: list[Shape] = []

@@ -29,3 +29,8 @@ def is_any_autocast_enabled() -> bool:
 def has_onednn_bfloat16() -> bool:
     """Whether oneDNN computes in bfloat16 on this processor (AVX-512 with bf16 or AMX)."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def is_dispatch_mode_active() -> bool:
+    """Whether a torch dispatch mode (fake tensors, flop counters) is running."""
+    return bool(torch._C._len_torch_dispatch_stack())

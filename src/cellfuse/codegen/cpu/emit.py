@@ -212,7 +212,7 @@ class _LoopText:
             with code.loop(0, self.rows, ROWS) as piece:
                 rows = code.smaller(code.sub(self.rows, piece.index), ROWS)
                 for tiling in tilings:
-                    operands = {}
+                    operands: dict[products.Part, tuple[str, Int]] = {}
                     for part in tiling.parts:
                         column: Int = part.column
                         if part.is_by_head:

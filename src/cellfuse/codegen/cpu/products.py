@@ -71,8 +71,7 @@ def block_vectors(layout: Layout, axis: str, products: tuple[Product, ...]) -> i
     whole = layout.vectors(axis)
     if any(len(p.results) * whole <= 2 * layout.target.tile_width for p in products):
         return whole
-    best = max(d for d in range(1, wanted + 2) if whole % d == 0)
-    return best
+    return max(d for d in range(1, wanted + 2) if whole % d == 0)
 
 
 def tile(
@@ -241,7 +240,7 @@ def emit_product(
     tiling: Tiling,
     block: str,
     rows: Int,
-    operands: dict[Part, tuple[str, Int]],
+    operands: Mapping[Part, tuple[str, Int]],
     weights: str,
     scratch: str,
     scratch_step: int,

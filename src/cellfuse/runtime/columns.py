@@ -1,0 +1,192 @@
+"""Between a layer's tensors and the memory of a CPU kernel: padding, weights by leaf, gradients by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cellfuse.cell import Cell
+from cellfuse.codegen.cpu.layout import Layout
+from cellfuse.codegen.program import Place, Sum
+from cellfuse.graph.ops import Shape
+from cellfuse.runtime.case import Weights
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Gradients of matrices that one large product gives.
+
+    Attributes:
+        left: first of the columns of the left values.
+        labels: of the matrices, one for each of the columns.
+        right: the right values.
+        is_by_head: the matrices are block-diagonal.
+    """
+
+    left: Place
+    labels: tuple[str, ...]
+    right: Place
+    is_by_head: bool
+
+
+class Columns:
+    """Of one program in one layout.
+
+    Attributes:
+        outers: the large products after the loop.
+    """
+
+    def __init__(self, cell: Cell, layout: Layout) -> None:
+        self.cell, self.layout, self.program = cell, layout, layout.program
+        self.outers = _outers(self.program.sums)
+        self.sources = {leaf.label: self._source(leaf.label) for leaf in self.program.step.inputs}
+        self.sources |= {bias: self._source(bias) for bias, _ in self.program.moved}
+        self.rows = {s.label: s.left[0] for s in self.program.sums if s.kind == "rows"}
+        self.matrices = [leaf.label for leaf in self.program.step.of_role("matrix")]
+        fixed = [i for i in self.program.step.inputs if i.role in ("diagonal", "bias", "parameter")]
+        self.parameters = [i.label for i in fixed if i.shape]
+        self.constants = [i.label for i in fixed if not i.shape]
+        self.moves = self._moves()
+
+    def _source(self, label: str) -> tuple[str, int, int]:
+        """(weight, first row, rows) of a leaf; rows -1: all of it."""
+        H, stem, gate = self.layout.sizes.hidden, *label.partition(".")[::2]
+        if label == "W_hr":
+            return "weight_hr", 0, -1
+        if label.startswith("R_") and label[2:] in self.cell.recurrent_gates:
+            return "weight_hh", self.cell.recurrent_gates.index(label[2:]) * H, H
+        if gate == "b" and stem in self.cell.recurrent_gates:
+            return "bias_hh", self.cell.recurrent_gates.index(stem) * H, H
+        if gate and stem in self.cell.parameters:
+            return stem, self.cell.gates.index(gate) * H, H
+        return label, 0, -1
+
+    def _moves(self) -> list[tuple[int, int, int]]:
+        """(row in the input product's bias, row in bias_hh, rows) of the moved biases."""
+        H = self.layout.sizes.hidden
+        runs: list[tuple[int, int, int]] = []
+        into = {f"{gate}.x": place * H for place, gate in enumerate(self.program.inputs)}
+        for target, source in sorted((into[x], self.sources[bias][1]) for bias, x in self.program.moved):
+            last = runs[-1] if runs else (-1, -1, 0)
+            if runs and last[0] + last[2] == target and last[1] + last[2] == source:
+                runs[-1] = (*last[:2], last[2] + H)
+            else:
+                runs.append((target, source, H))
+        return runs
+
+    def leaf(self, weights: Weights, label: str) -> Tensor:
+        """The part of a weight that a leaf of the step stands for."""
+        name, first, count = self.sources[label]
+        return weights[name] if count < 0 else weights[name].narrow(0, first, count)
+
+    def input_bias(self, weights: Weights) -> Tensor | None:
+        """The bias of the input product, with the recurrent biases that were moved to it."""
+        bias = weights.get("bias_ih")
+        if not self.moves:
+            return bias
+        recurrent = weights["bias_hh"]
+        rows = len(self.program.inputs) * self.layout.sizes.hidden
+        if self.moves == [(0, 0, rows)] and len(recurrent) == rows:
+            return recurrent if bias is None else bias + recurrent
+        bias = recurrent.new_zeros(rows) if bias is None else bias.clone()
+        for target, source, count in self.moves:
+            bias.narrow(0, target, count).add_(recurrent.narrow(0, source, count))
+        return bias
+
+    # padding
+
+    def is_padded(self, shape: Shape) -> bool:
+        """Whether a column of this shape has numbers that are no units."""
+        return bool(shape) and self.layout.is_padded(shape[0])
+
+    def spread(self, value: Tensor, shape: Shape, dim: int = -1) -> Tensor:
+        """Zeros put where the kernel's memory has no units; the value itself if there are none.
+
+        Several columns may stand along `dim`.
+        """
+        if not self.is_padded(shape):
+            return value
+        dim %= value.dim()
+        units, padded = self._lengths(shape)
+        parts = value.unflatten(dim, (-1, units))
+        new = parts.new_zeros((*parts.shape[: dim + 1], padded, *parts.shape[dim + 2 :]))
+        new.narrow(dim + 1, 0, units).copy_(parts)
+        return new.flatten(dim, dim + 1)
+
+    def gather(self, value: Tensor, shape: Shape, dim: int = -1) -> Tensor:
+        """The units alone, undoing `spread`; a view if there is no padding."""
+        if not self.is_padded(shape):
+            return value
+        dim %= value.dim()
+        units, padded = self._lengths(shape)
+        return value.unflatten(dim, (-1, padded)).narrow(dim + 1, 0, units).flatten(dim, dim + 1)
+
+    def _lengths(self, shape: Shape) -> tuple[int, int]:
+        return self.layout.units(shape[0]), self.layout.vectors(shape[0]) * self.layout.lanes
+
+    def column(self, buffer: Tensor, place: Place, count: int = 1) -> Tensor:
+        """Some neighbouring columns of a buffer [..., row]."""
+        first = self.layout.offset(place.buffer, place.column)
+        return buffer.narrow(-1, first, self.layout.offset(place.buffer, place.column + count) - first)
+
+    def shape(self, place: Place) -> Shape:
+        """Of the values of a place."""
+        name = "states" if self.layout.is_state(place) else place.buffer
+        return self.program.buffers[name].columns[place.column]
+
+    # gradients
+
+    def gradients(self, weights: Weights, sums: Mapping[object, Tensor]) -> dict[str, Tensor]:
+        """The gradient of each weight, from the large products and the sums of rows by buffer."""
+        parts: dict[str, Tensor] = {}
+        for outer in self.outers:
+            total = sums[outer]
+            size = total.shape[0] // len(outer.labels)
+            for k, label in enumerate(outer.labels):
+                piece = total.narrow(0, k * size, size)
+                parts[label] = parts[label] + piece if label in parts else piece
+        for label, place in self.rows.items():
+            parts[label] = self.gather(self.column(sums[place.buffer], place), self.shape(place))
+        found = {}
+        for name, weight in weights.items():
+            if name in ("weight_ih", "bias_ih"):
+                found[name] = self._input_gradient(name, sums)
+                continue
+            labels = sorted((s[1], label) for label, s in self.sources.items() if s[0] == name)
+            pieces = [parts[label] for _, label in labels if label in parts]
+            joined = torch.cat(pieces) if len(pieces) > 1 else pieces[0] if pieces else weight.new_zeros(())
+            found[name] = joined.reshape(weight.shape) if pieces else torch.zeros_like(weight)
+        return found
+
+    def _input_gradient(self, name: str, sums: Mapping[object, Tensor]) -> Tensor:
+        if name == "weight_ih":
+            return self.gather(sums["weight_ih"], ("H",), 0)
+        first = self.column(sums["gradients"], Place("gradients", 0), len(self.program.inputs))
+        return self.gather(first, ("H",))
+
+
+def _outers(sums: tuple[Sum, ...]) -> tuple[Outer, ...]:
+    """Products of neighbouring left values with the same right ones, made together."""
+    pairs = [
+        (right, left, each.label, each.kind == "blocks")
+        for each in sums
+        if each.kind != "rows"
+        for left, right in zip(each.left, each.right, strict=True)
+    ]
+    pairs.sort(key=lambda pair: (pair[0].buffer, pair[0].column, pair[1].column))
+    made: list[Outer] = []
+    for right, left, label, is_by_head in pairs:
+        last = made[-1] if made else None
+        if (
+            last
+            and last.right == right
+            and last.left.column + len(last.labels) == left.column
+            and not is_by_head
+        ):
+            made[-1] = Outer(last.left, (*last.labels, label), right, False)
+        else:
+            made.append(Outer(left, (label,), right, is_by_head))
+    return tuple(made)
