@@ -211,7 +211,8 @@ def _tensors(
                 f"the {en} of every layer after its last step", f"每一层走完最后一步后的{zh}",
             )
         )  # fmt: skip
-    for suffix, slots in layer._blocks():
+    for block in layer._blocks():
+        suffix, slots = block.suffix, block.slots
         for slot in slots:
             rows = " ".join(slot.rows) if slot.rows else ""
             en = f"rows by gate: {rows}" if rows else "of the cell"

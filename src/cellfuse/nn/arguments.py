@@ -89,7 +89,7 @@ def check_dtype(name: str, input: Tensor, weight: Tensor) -> None:
         )
 
 
-def check_features(name: str, input: Tensor, input_size: int, weight: str, batch_first: bool) -> None:
+def check_features(name: str, input: Tensor, input_size: int, weight: Tensor, batch_first: bool) -> None:
     """The last axis is input_size wide."""
     given = input.size(-1)
     if given == input_size:
@@ -103,7 +103,7 @@ def check_features(name: str, input: Tensor, input_size: int, weight: str, batch
     raise ShapeError(
         f"input.size(-1) must be equal to input_size. Expected {input_size}, got {given}. "
         f"{name}: the input is {list(input.shape)}; this layer was made with input_size={input_size} "
-        f"({weight}).{hint}"
+        f"(weight_ih_l0 is {list(weight.shape)}).{hint}"
     )
 
 

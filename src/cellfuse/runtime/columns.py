@@ -50,6 +50,7 @@ class Columns:
         self.parameters = [i.label for i in fixed if i.shape]
         self.constants = [i.label for i in fixed if not i.shape]
         self.moves = self._moves()
+        self._recipes: dict[str, list[tuple[object, int, int]]] = {}
 
     def _source(self, label: str) -> tuple[str, int, int]:
         """(weight, first row, rows) of a leaf; rows -1: all of it."""
@@ -140,32 +141,64 @@ class Columns:
     # gradients
 
     def gradients(self, weights: Weights, sums: Mapping[object, Tensor]) -> dict[str, Tensor]:
-        """The gradient of each weight, from the large products and the sums of rows by buffer."""
-        parts: dict[str, Tensor] = {}
-        for outer in self.outers:
-            total = sums[outer]
-            size = total.shape[0] // len(outer.labels)
-            for k, label in enumerate(outer.labels):
-                piece = total.narrow(0, k * size, size)
-                parts[label] = parts[label] + piece if label in parts else piece
-        for label, place in self.rows.items():
-            parts[label] = self.gather(self.column(sums[place.buffer], place), self.shape(place))
+        """The gradient of each weight, from the large products and the sums of rows by buffer.
+
+        Each has memory of its own: a user may change one in place.
+        """
         found = {}
         for name, weight in weights.items():
-            if name in ("weight_ih", "bias_ih"):
-                found[name] = self._input_gradient(name, sums)
-                continue
-            labels = sorted((s[1], label) for label, s in self.sources.items() if s[0] == name)
-            pieces = [parts[label] for _, label in labels if label in parts]
-            joined = torch.cat(pieces) if len(pieces) > 1 else pieces[0] if pieces else weight.new_zeros(())
-            found[name] = joined.reshape(weight.shape) if pieces else torch.zeros_like(weight)
+            if name not in self._recipes:
+                self._recipes[name] = self._recipe(name)
+            parts = [self._part(source, *rest, sums) for source, *rest in self._recipes[name]]
+            if not parts:
+                found[name] = torch.zeros_like(weight)
+            elif len(parts) > 1:
+                found[name] = torch.cat(parts).view(weight.shape)
+            else:
+                found[name] = parts[0].reshape(weight.shape).clone() if weight.dim() < 2 else parts[0]
         return found
 
-    def _input_gradient(self, name: str, sums: Mapping[object, Tensor]) -> Tensor:
+    def _recipe(self, name: str) -> list[tuple[object, int, int]]:
+        """(which sum, first row or column, how many) of the parts of a weight's gradient, in order."""
+        H, count = self.layout.sizes.hidden, len(self.program.inputs)
         if name == "weight_ih":
-            return self.gather(sums["weight_ih"], ("H",), 0)
-        first = self.column(sums["gradients"], Place("gradients", 0), len(self.program.inputs))
-        return self.gather(first, ("H",))
+            return [("weight_ih", 0, count * H)]
+        if name == "bias_ih":
+            return [("gradients", 0, count)]
+        parts: list[tuple[object, int, int]] = []
+        labels = sorted((s[1], label) for label, s in self.sources.items() if s[0] == name)
+        for _, label in labels:
+            sources = [(o, o.labels.index(label)) for o in self.outers if label in o.labels]
+            if len(sources) > 1:  # a matrix that multiplies two values
+                parts.append((tuple(sources), 0, 0))
+            elif sources:
+                outer, k = sources[0]
+                rows = self.layout.units(self.shape(outer.left)[0]) * self.layout.groups(
+                    self.shape(outer.left)[0]
+                )
+                parts.append((outer, k * rows, rows))
+            elif label in self.rows:
+                parts.append((self.rows[label].buffer, self.rows[label].column, 1))
+        joined: list[tuple[object, int, int]] = []
+        for source, first, size in parts:
+            last = joined[-1] if joined else None
+            if last and last[0] == source and last[1] + last[2] == first and size:
+                joined[-1] = (source, last[1], last[2] + size)
+            else:
+                joined.append((source, first, size))
+        return joined
+
+    def _part(self, source: object, first: int, count: int, sums: Mapping[object, Tensor]) -> Tensor:
+        if isinstance(source, str) and source != "weight_ih":
+            place = Place(source, first)
+            return self.gather(self.column(sums[source], place, count), self.shape(place))
+        if isinstance(source, tuple):
+            return sum(
+                sums[o].narrow(0, k * (len(sums[o]) // len(o.labels)), len(sums[o]) // len(o.labels))
+                for o, k in source
+            )  # type: ignore[return-value]
+        total = sums[source]
+        return total if count == len(total) else total.narrow(0, first, count)
 
 
 def _outers(sums: tuple[Sum, ...]) -> tuple[Outer, ...]:

@@ -20,7 +20,7 @@ from cellfuse.codegen.cpu.target import host
 from cellfuse.codegen.lower import lower
 from cellfuse.codegen.program import Place
 from cellfuse.runtime.case import Weights
-from cellfuse.runtime.columns import Columns
+from cellfuse.runtime.columns import Columns, Outer
 
 # Bytes of a chunk of time steps: what stays in the second-level cache between the loop and the large
 # products before and after it.
@@ -93,15 +93,33 @@ class Fused:
         self.widths = [self.layout.width(shape) for shape in self.shapes]
         self.size = self.layout.bits // 8
         self._kernels: dict[tuple[str, ...], Kernel] = {}
+        self._memory: dict[tuple[str, int], tuple[list[tuple[int, int]], int]] = {}
         self._lock = threading.Lock()
 
     def _kernel(self, loop: str) -> Kernel:
         """The kernel with a loop, compiled at first use; training needs two loops, inference one."""
         loops = ("infer",) if loop == "infer" else ("forward", "backward")
+        if loops in self._kernels:
+            return self._kernels[loops]
         with self._lock:
             if loops not in self._kernels:
                 self._kernels[loops] = Kernel(self.layout, loops)
             return self._kernels[loops]
+
+    def working_memory(self, kernel: Kernel, loop: str, batch: int) -> tuple[list[tuple[int, int]], int]:
+        """((slot, offset in bytes) ..., numbers in all) of what a call needs for itself."""
+        key = (loop, batch)
+        if key not in self._memory:
+            emitted, strides = kernel.emitted, self.layout.strides
+            sizes = {name: strides[name] * batch for name in (f"{loop}_temp", f"{loop}_numbers")}
+            sizes |= {f"{loop}_weights": emitted.weights[loop], "scratch": emitted.scratch}
+            sizes["gathered"] = emitted.gathered * batch
+            at, places = 0, []
+            for name, size in sizes.items():
+                places.append((self.layout.slots[name], at))
+                at += size * self.size + 63 & -64
+            self._memory[key] = places, at // self.size + 16
+        return self._memory[key]
 
     def _chunks(self, times: Times, numbers: int) -> list[tuple[int, int]]:
         """Steps in pieces of about CHUNK bytes, at `numbers` a row."""
@@ -217,8 +235,10 @@ class Fused:
         kept: Kept,
         output_gradient: Tensor,
         state_gradients: list[Tensor],
-    ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
-        """Gradients of x, of the initial states and of each weight."""
+        *,
+        needs_x: bool,
+    ) -> tuple[Tensor | None, list[Tensor], dict[str, Tensor]]:
+        """Gradients of x (unless it needs none), of the initial states and of each weight."""
         columns, layout, count = self.columns, self.layout, len(self.program.inputs)
         call = _Call(self, self._kernel("backward"), "backward", times, weights, x)
         for k, slab in enumerate(kept.slabs):
@@ -236,8 +256,8 @@ class Fused:
             else spread[0].clone(memory_format=torch.contiguous_format)
         )
         call.give("carry", carry)
-        weight, _ = self.input_weights(weights)
-        dx = torch.empty_like(x) if count else torch.zeros_like(x)
+        weight = columns.spread(weights["weight_ih"], ("H",), 0) if count else x
+        dx = (torch.empty_like(x) if count else torch.zeros_like(x)) if needs_x else None
         sums: dict[object, Tensor] = {}
         stride = layout.strides["gradients"]
         chunks = self._chunks(times, max(stride, 1))
@@ -248,17 +268,18 @@ class Fused:
             if layout.strides[name]
         }
         before = self._operands(kept, times)
-        for first, last in reversed(chunks):
-            begin, end = times.rows(first, last)
+        for begin_step, end_step in reversed(chunks):
+            begin, end = times.rows(begin_step, end_step)
             for name, buffer in buffers.items():
                 call.give(name, buffer, begin)
-            call.run(first, last)
+            call.run(begin_step, end_step)
             for name, buffer in buffers.items():
                 _add(sums, name, buffer[: end - begin].sum(0))
             made = buffers["gradients"][: end - begin] if buffers else x
             if count:
                 inputs = columns.column(made, Place("gradients", 0), count)
-                torch.mm(inputs, weight, out=dx[begin:end])
+                if dx is not None:
+                    torch.mm(inputs, weight, out=dx[begin:end])
                 _add_product(sums, "weight_ih", inputs, x[begin:end])
             for outer in columns.outers:
                 left = columns.column(made, outer.left, len(outer.labels))
@@ -270,13 +291,13 @@ class Fused:
                     _add(sums, outer, torch.bmm(left.transpose(1, 2), right))
                 else:
                     _add_product(sums, outer, left, right)
+        if count:
+            sums["weight_ih"] = columns.gather(sums["weight_ih"], ("H",), 0)
         for outer in columns.outers:
-            sums[outer] = self._matrix(
-                sums[outer], outer.is_by_head, columns.shape(outer.left), columns.shape(outer.right)
-            )
-        parts = (columns.column(carry, Place("carry", k)) for k in range(len(self.shapes)))
+            sums[outer] = self._matrix(sums[outer], outer)
         states = [
-            columns.gather(part, shape).contiguous() for part, shape in zip(parts, self.shapes, strict=True)
+            columns.gather(columns.column(carry, Place("carry", k)), shape).contiguous()
+            for k, shape in enumerate(self.shapes)
         ]
         return dx, states, columns.gradients(weights, sums)
 
@@ -289,13 +310,12 @@ class Fused:
             found[place] = rows if times.batch_sizes is not None else rows.flatten(0, 1)
         return found
 
-    def _matrix(
-        self, total: Tensor, is_by_head: bool, left: tuple[str, ...], right: tuple[str, ...]
-    ) -> Tensor:
+    def _matrix(self, total: Tensor, outer: Outer) -> Tensor:
         """A matrix's gradient without the padding."""
-        if is_by_head:
+        if outer.is_by_head:
             units = self.layout.units("H")
             return total[:, :units, :units].reshape(-1, units)
+        left, right = self.columns.shape(outer.left), self.columns.shape(outer.right)
         return self.columns.gather(self.columns.gather(total, left, 0), right, 1)
 
 
@@ -317,21 +337,18 @@ class _Call:
     def __init__(
         self, fused: Fused, kernel: Kernel, loop: str, times: Times, weights: Weights, like: Tensor
     ) -> None:
-        self.kernel, self.loop, self.times = kernel, loop, times
-        self.slots, self.size, layout = fused.layout.slots, fused.size, fused.layout
-        self.table = (ctypes.c_int64 * len(self.slots))()
-        self.address = ctypes.addressof(self.table)
+        self.run_loop, self.size, layout = kernel.run[loop], fused.size, fused.layout
+        self.slots, self.strides = layout.slots, layout.strides
         self.tensors: dict[str, Tensor] = {}
-        self.strides = layout.strides
-        self._set("origin", times.steps - 1 if times.is_reverse else 0)
-        self._set("direction", -1 if times.is_reverse else 1)
-        self._set("batch", times.batch)
-        self._set("starts", times.starts.data_ptr())
-        columns, emitted = fused.columns, kernel.emitted
+        self.table = table = [0] * len(layout.slots)
+        slots = self.slots
+        table[slots["origin"]] = times.steps - 1 if times.is_reverse else 0
+        table[slots["direction"]] = -1 if times.is_reverse else 1
+        table[slots["batch"]] = times.batch
+        table[slots["starts"]] = times.starts.data_ptr()
+        columns = fused.columns
         if columns.parameters:
-            leaves = ((columns.leaf(weights, n), n) for n in columns.parameters)
-            shapes = {leaf.label: leaf.shape for leaf in fused.program.step.inputs}
-            parts = [columns.spread(value, shapes[n]) for value, n in leaves]
+            parts = [columns.spread(columns.leaf(weights, n), ("H",)) for n in columns.parameters]
             self.give("parameters", torch.cat(parts) if len(parts) > 1 else parts[0].contiguous())
         if columns.constants:
             self.give("constants", torch.stack([columns.leaf(weights, n) for n in columns.constants]))
@@ -340,37 +357,33 @@ class _Call:
             matrix = self.tensors.get(name)
             if matrix is None:
                 matrix = self.tensors[name] = weights[name].contiguous()
-            self._set(label, matrix.data_ptr() + first * matrix.stride(0) * self.size)
-        rows = {f"{loop}_temp": times.batch, f"{loop}_numbers": times.batch}
-        sizes = {name: self.strides[name] * count for name, count in rows.items()}
-        sizes |= {f"{loop}_weights": emitted.weights[loop], "scratch": emitted.scratch}
-        sizes["gathered"] = emitted.gathered * times.batch
-        work = like.new_empty(sum(sizes.values()) + 16 * len(sizes))
-        self.tensors["work"] = work
-        at = work.data_ptr()
-        for name, size in sizes.items():
-            at = (at + 63) & -64
-            self._set(name, at)
-            at += size * self.size
+            table[slots[label]] = matrix.data_ptr() + first * matrix.stride(0) * self.size
+        places, total = fused.working_memory(kernel, loop, times.batch)
+        self.work = like.new_empty(total)
+        base = self.work.data_ptr() + 63 & -64
+        for slot, offset in places:
+            table[slot] = base + offset
+        self.memory = (ctypes.c_int64 * len(table))()
+        self.address = ctypes.addressof(self.memory)
+        self._store()
         kernel.pack[loop](self.address)
 
-    def _set(self, name: str, value: int) -> None:
-        self.table[self.slots[name]] = value
+    def _store(self) -> None:
+        self.memory[:] = self.table
 
     def give(self, name: str, tensor: Tensor, first_row: int = 0) -> None:
         """Point a slot to a tensor whose first row is the given one of the whole sequence."""
         self.tensors[name] = tensor
-        self._set(name, tensor.data_ptr() - first_row * self.strides[name] * self.size)
+        self.table[self.slots[name]] = tensor.data_ptr() - first_row * self.strides[name] * self.size
 
     def give_state(self, k: int, slabs: Tensor, initial: Tensor, mask: int) -> None:
         """Point to a state's slabs and to its initial value."""
         self.tensors[f"states.{k}"], self.tensors[f"initial.{k}"] = slabs, initial
-        self._set(f"states.{k}", slabs.data_ptr())
-        self._set(f"initial.{k}", initial.data_ptr())
-        self._set(f"mask.{k}", mask)
+        first = self.slots[f"states.{k}"]  # followed by initial.k and mask.k
+        self.table[first : first + 3] = slabs.data_ptr(), initial.data_ptr(), mask
 
     def run(self, first: int, last: int) -> None:
         """Run some steps, counted in the order of computation."""
-        self._set("first", first)
-        self._set("last", last)
-        self.kernel.run[self.loop](self.address)
+        self.table[:2] = first, last
+        self._store()
+        self.run_loop(self.address)

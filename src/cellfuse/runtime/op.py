@@ -82,9 +82,20 @@ class _Function(torch.autograd.Function):
         slabs = list(rest[: len(states)])
         kept = Kept(slabs, dict(zip(ctx.buffers, rest[len(states) :], strict=True)))
         dx, dstates, dweights = call.fused.backward(
-            _rows(x), call.times, weights, kept, gradients[0], list(gradients[1:])
+            _rows(x),
+            call.times,
+            weights,
+            kept,
+            gradients[0],
+            list(gradients[1:]),
+            needs_x=ctx.needs_input_grad[1],
         )
-        return None, dx.view(x.shape), *dstates, *(dweights[name] for name in call.names)
+        return (
+            None,
+            None if dx is None else dx.view(x.shape),
+            *dstates,
+            *(dweights[name] for name in call.names),
+        )
 
 
 def _differentiable(
