@@ -41,6 +41,8 @@ class Columns:
 
     def __init__(self, cell: Cell, layout: Layout) -> None:
         self.cell, self.layout, self.program = cell, layout, layout.program
+        self._padded = {(): False, ("H",): layout.is_padded("H")}
+        self._padded["P",] = layout.sizes.projected > 0 and layout.is_padded("P")
         self.outers = _outers(self.program.sums)
         self.sources = {leaf.label: self._source(leaf.label) for leaf in self.program.step.inputs}
         self.sources |= {bias: self._source(bias) for bias, _ in self.program.moved}
@@ -99,16 +101,12 @@ class Columns:
 
     # padding
 
-    def is_padded(self, shape: Shape) -> bool:
-        """Whether a column of this shape has numbers that are no units."""
-        return bool(shape) and self.layout.is_padded(shape[0])
-
     def spread(self, value: Tensor, shape: Shape, dim: int = -1) -> Tensor:
         """Zeros put where the kernel's memory has no units; the value itself if there are none.
 
         Several columns may stand along `dim`.
         """
-        if not self.is_padded(shape):
+        if not self._padded[shape]:
             return value
         dim %= value.dim()
         units, padded = self._lengths(shape)
@@ -119,7 +117,7 @@ class Columns:
 
     def gather(self, value: Tensor, shape: Shape, dim: int = -1) -> Tensor:
         """The units alone, undoing `spread`; a view if there is no padding."""
-        if not self.is_padded(shape):
+        if not self._padded[shape]:
             return value
         dim %= value.dim()
         units, padded = self._lengths(shape)
@@ -130,8 +128,8 @@ class Columns:
 
     def column(self, buffer: Tensor, place: Place, count: int = 1) -> Tensor:
         """Some neighbouring columns of a buffer [..., row]."""
-        first = self.layout.offset(place.buffer, place.column)
-        return buffer.narrow(-1, first, self.layout.offset(place.buffer, place.column + count) - first)
+        offsets = self.layout.offsets[place.buffer]
+        return buffer[..., offsets[place.column] : offsets[place.column + count]]
 
     def shape(self, place: Place) -> Shape:
         """Of the values of a place."""
@@ -149,7 +147,7 @@ class Columns:
         for name, weight in weights.items():
             if name not in self._recipes:
                 self._recipes[name] = self._recipe(name)
-            parts = [self._part(source, *rest, sums) for source, *rest in self._recipes[name]]
+            parts = [self._part(*source, sums) for source in self._recipes[name]]
             if not parts:
                 found[name] = torch.zeros_like(weight)
             elif len(parts) > 1:

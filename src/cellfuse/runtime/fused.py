@@ -10,7 +10,6 @@ import threading
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cellfuse.cell import Cell
@@ -21,6 +20,7 @@ from cellfuse.codegen.lower import lower
 from cellfuse.codegen.program import Place
 from cellfuse.runtime.case import Weights
 from cellfuse.runtime.columns import Columns, Outer
+from cellfuse.runtime.private import linear
 
 # Bytes of a chunk of time steps: what stays in the second-level cache between the loop and the large
 # products before and after it.
@@ -153,12 +153,12 @@ class Fused:
         stride = self.layout.strides["products"]
         if keep or not stride:
             if stride:
-                call.give("products", F.linear(x, weight, bias))
+                call.give("products", linear(x, weight, bias))
             call.run(0, times.steps)
         else:
             for first, last in self._chunks(times, stride):
                 begin, end = times.rows(first, last)
-                call.give("products", F.linear(x[begin:end], weight, bias), begin)
+                call.give("products", linear(x[begin:end], weight, bias), begin)
                 call.run(first, last)
         place = self.program.output
         if place.buffer == "after":
@@ -189,26 +189,33 @@ class Fused:
         return keep or self.program.output == Place("after", k) or times.batch_sizes is not None
 
     def _slabs(self, call: _Call, times: Times, states: list[Tensor], keep: bool) -> list[Tensor]:
-        """Memory for the states of all time steps; of the last two where no other is needed."""
+        """Memory for the states of all time steps, or of the last two where no more are needed.
+
+        With the initial state as one more slab if it is read again: at the end that comes first.
+        """
         slabs = []
-        for k, (state, shape) in enumerate(zip(states, self.shapes, strict=True)):
-            state = self.columns.spread(state, shape)
-            if self._is_whole(k, times, keep):
-                slab = state.new_empty(times.steps + 1, times.batch, self.widths[k])
+        for k, state in enumerate(states):
+            state = self.columns.spread(state, self.shapes[k])
+            shape = (times.batch, self.widths[k])
+            if keep or times.batch_sizes is not None:
+                slab = state.new_empty(times.steps + 1, *shape)
+                first = slab[-1 if times.is_reverse else 0]
                 if times.batch_sizes is not None and times.is_reverse:
                     slab.copy_(state)  # sequences that end early begin their way back with it
                 else:
-                    slab[-1 if times.is_reverse else 0] = state
-                first = slab[-1 if times.is_reverse else 0]
+                    first.copy_(state)
                 call.give_state(k, slab if times.is_reverse else slab[1:], first, -1)
             else:
-                slab = state.new_empty(2, times.batch, self.widths[k])
-                call.give_state(k, slab, state.contiguous(), 1)
+                is_output = self._is_whole(k, times, keep)
+                slab = state.new_empty(times.steps if is_output else 2, *shape)
+                call.give_state(k, slab, state.contiguous(), -1 if is_output else 1)
             slabs.append(slab)
         return slabs
 
     def _states_of_rows(self, slab: Tensor, times: Times, which: str) -> Tensor:
         """The states before or after each time step: [T, B, width], or [N, width] if packed."""
+        if len(slab) == times.steps:
+            return slab
         is_early = (which == "before") != times.is_reverse
         if times.batch_sizes is None:
             return slab[:-1] if is_early else slab[1:]

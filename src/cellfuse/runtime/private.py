@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch.autograd import forward_ad
 
 
@@ -34,3 +35,18 @@ def has_onednn_bfloat16() -> bool:
 def is_dispatch_mode_active() -> bool:
     """Whether a torch dispatch mode (fake tensors, flop counters) is running."""
     return bool(torch._C._len_torch_dispatch_stack())
+
+
+def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """F.linear [N, I] by oneDNN where its kernels are the faster ones: many rows in float32."""
+    # Measured on Zen 4: 105 against 92 GFLOP/s from a few hundred rows on; slower below.
+    if input.dtype == torch.float32 and input.shape[0] >= 256 and _LINEAR is not None:
+        value: torch.Tensor = _LINEAR(input, weight, bias, "none", [], "")
+        return value
+    return F.linear(input, weight, bias)
+
+
+# Missing in builds of torch without oneDNN.
+_LINEAR = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+)

@@ -107,6 +107,7 @@ class _LoopText:
         self.start = code.slot(self.pointers["starts"], time, "i64")
         self.rows = str(code.sub(code.slot(self.pointers["starts"], code.add(time, 1), "i64"), self.start))
         is_first = code.let(f"icmp eq i64 {step}, 0")
+        self.is_odd = code.let(f"trunc i64 {step} to i1")
         self.slabs: dict[tuple[str, int], str] = {}
         for column, (slabs, initial, mask) in enumerate(self.states):
             size = code.mul(self.batch, self._state_width(column))
@@ -208,7 +209,11 @@ class _LoopText:
         per_group = layout.vectors(each.axis)
         vectors = tilings[0].vectors if tilings else per_group
         scratch_step = sum(t.width for t in tilings) * code.lanes
-        with code.loop(0, layout.groups(each.axis) * (per_group // vectors)) as block:
+        blocks = layout.groups(each.axis) * (per_group // vectors)
+        with code.loop(0, blocks) as counter:
+            # Back and forth: the matrices' last part is still in the first-level cache.
+            back = code.sub(blocks - 1, counter.index)
+            block = code.let(f"select i1 {self.is_odd}, i64 {back}, i64 {counter.index}")
             with code.loop(0, self.rows, ROWS) as piece:
                 rows = code.smaller(code.sub(self.rows, piece.index), ROWS)
                 for tiling in tilings:
@@ -216,14 +221,14 @@ class _LoopText:
                     for part in tiling.parts:
                         column: Int = part.column
                         if part.is_by_head:
-                            head = code.let(f"udiv i64 {block.index}, {per_group // vectors}")
+                            head = code.let(f"udiv i64 {block}, {per_group // vectors}")
                             column = code.add(column, code.mul(head, per_group * code.lanes))
                         address = code.at(self._row(part.place, piece.index), column)
                         operands[part] = (address, self._row_stride(part.place))
                     products.emit_product(
                         code,
                         tiling,
-                        block.index,
+                        block,
                         rows,
                         operands,
                         self.packed,
@@ -231,7 +236,7 @@ class _LoopText:
                         scratch_step,
                     )
                 with code.loop(0, rows) as row, code.loop(0, vectors) as vector:
-                    place = code.add(code.mul(block.index, vectors), vector.index)
+                    place = code.add(code.mul(block, vectors), vector.index)
                     line = code.at(self.pointers["scratch"], code.mul(row.index, scratch_step))
                     line = code.at(line, code.mul(vector.index, code.lanes))
                     self._vector(each, str(code.add(piece.index, row.index)), place, line)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from cellfuse.codegen.cpu.target import Target
 from cellfuse.codegen.program import Place, Program
@@ -72,14 +73,22 @@ class Layout:
         """Whether there are numbers in memory that are no units."""
         return self.units(axis) % self.lanes != 0
 
+    @cached_property
+    def offsets(self) -> dict[str, tuple[int, ...]]:
+        """Where each column of each buffer begins in a row, and where the last one ends."""
+        return {
+            name: tuple(accumulate((self.width(shape) for shape in buffer.columns), initial=0))
+            for name, buffer in self.program.buffers.items()
+        }
+
     def offset(self, name: str, column: int) -> int:
         """Where a column begins in a row."""
-        return sum(self.width(shape) for shape in self.program.buffers[name].columns[:column])
+        return self.offsets[name][column]
 
     @cached_property
     def strides(self) -> dict[str, int]:
         """Numbers in a row of each buffer."""
-        return {name: self.offset(name, len(buffer.columns)) for name, buffer in self.program.buffers.items()}
+        return {name: offsets[-1] for name, offsets in self.offsets.items()}
 
     @cached_property
     def slots(self) -> dict[str, int]:

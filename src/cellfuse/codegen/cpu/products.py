@@ -214,24 +214,28 @@ def _emit_tile(module: Module, rows: int, width: int, limits: tuple[int, ...]) -
 def _emit_rows(module: Module, width: int, limit: int) -> None:
     """Any number of rows, in tiles of nearly the same height."""
     code = Code(module)
-    count = code.let(f"add i64 %rows, {limit - 1}")
-    count = code.let(f"udiv i64 {count}, {limit}")
-    least = code.let(f"call i64 @llvm.umax.i64(i64 {count}, i64 1)")
-    module.declare("llvm.umax.i64", "i64", ["i64", "i64"])
-    base, more = code.let(f"udiv i64 %rows, {least}"), code.let(f"urem i64 %rows, {least}")
-    with code.loop(0, count, 1, [("i64", "0")]) as loop:
-        row = loop.values[0]
-        is_high = code.let(f"icmp slt i64 {loop.index}, {more}")
-        height = code.add(base, code.let(f"zext i1 {is_high} to i64"))
-        a = code.at("%a", code.mul(row, "%lda"))
-        init = code.at("%init", code.mul(row, "%init_step"))
-        out = code.at("%out", code.mul(row, "%out_step"))
-        for rows in code.switch(str(height), range(1, limit + 1)):
+
+    def tiles(height: str, a: str, init: str, out: str) -> None:
+        for rows in code.switch(height, range(1, limit + 1)):
             code.do(
                 f"call void @tile_{rows}x{width}(ptr {a}, i64 %lda, ptr %w, i64 %k, "
                 f"ptr {init}, i64 %init_step, ptr {out}, i64 %out_step)"
             )
-        loop.next = [str(code.add(row, height))]
+
+    # Few rows are frequent, and a division costs as much as a small tile.
+    is_one = code.let(f"icmp sle i64 %rows, {limit}")
+    tiles(code.let(f"select i1 {is_one}, i64 %rows, i64 0"), "%a", "%init", "%out")
+    with code.where(code.let(f"xor i1 {is_one}, true")):
+        count = code.let(f"udiv i64 {code.add('%rows', limit - 1)}, {limit}")
+        base, more = code.let(f"udiv i64 %rows, {count}"), code.let(f"urem i64 %rows, {count}")
+        with code.loop(0, count, 1, [("i64", "0")]) as loop:
+            row = loop.values[0]
+            is_high = code.let(f"icmp slt i64 {loop.index}, {more}")
+            height = str(code.add(base, code.let(f"zext i1 {is_high} to i64")))
+            a = code.at("%a", code.mul(row, "%lda"))
+            init = code.at("%init", code.mul(row, "%init_step"))
+            tiles(height, a, init, code.at("%out", code.mul(row, "%out_step")))
+            loop.next = [str(code.add(row, height))]
     code.define(f"rows_{width}", (*_TILE, "i64 %rows"))
 
 
