@@ -98,16 +98,6 @@ class Layer(nn.RNNBase):
         self.proj_size = proj_size
         self.num_heads = num_heads
         self.backend = backend
-        self._made_blocks = blocks(
-            cell,
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            num_directions=self.num_directions,
-            bias=bias,
-            proj_size=proj_size,
-            num_heads=num_heads,
-        )
         for block in self._blocks():
             for slot in block.slots:
                 value = torch.empty(slot.shape, device=device, dtype=dtype)
@@ -144,6 +134,18 @@ class Layer(nn.RNNBase):
 
     def _blocks(self) -> tuple[Block, ...]:
         """The parameters of every layer and direction, in torch's order."""
+        # Made at first use and kept, because every call reads it; a converted layer has no __init__.
+        if "_made_blocks" not in self.__dict__:
+            self._made_blocks = blocks(
+                self.cell,
+                self.input_size,
+                self.hidden_size,
+                num_layers=self.num_layers,
+                num_directions=self.num_directions,
+                bias=self.bias,
+                proj_size=self.proj_size,
+                num_heads=self.num_heads,
+            )
         return self._made_blocks
 
     def reset_parameters(self) -> None:
