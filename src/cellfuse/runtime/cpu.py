@@ -5,16 +5,14 @@ The kernel is compiled at the first call for given sizes, in a few tenths of a s
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cellfuse.codegen.cpu.layout import Sizes
-from cellfuse.runtime import eager, op
+from cellfuse.runtime import eager, library, op
 from cellfuse.runtime.case import Case, Result
-from cellfuse.runtime.fused import Fused, Times
+from cellfuse.runtime.fused import Times, fused_step, starts
 from cellfuse.runtime.private import (
     is_any_autocast_enabled,
     is_dispatch_mode_active,
@@ -35,7 +33,7 @@ def why_not(case: Case) -> str:
     if is_forward_ad_active():
         return "CPU kernels have no forward-mode derivative"
     if torch.compiler.is_compiling():
-        return "torch.compile and torch.export trace the plain formula instead"
+        return _why_not_compiled(case)
     if is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
         return "autocast asks for a lower precision, which CPU kernels do not have"
     if is_dispatch_mode_active():
@@ -48,31 +46,30 @@ def why_not(case: Case) -> str:
     return ""
 
 
-@lru_cache(maxsize=256)
-def _fused(cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype) -> Fused:  # type: ignore[no-untyped-def]
-    return Fused(cell, has_bias, sizes, dtype)
-
-
-@lru_cache(maxsize=64)
-def _starts(steps: int, batch: int) -> Tensor:
-    return torch.arange(steps + 1) * batch
+def _why_not_compiled(case: Case) -> str:
+    """Why the kernel cannot be an operator in the graph that torch.compile makes."""
+    if torch.compiler.is_exporting():
+        return "an exported program must run in other processes, where the kernel does not exist"
+    if case.batch_sizes is not None:
+        return "torch.compile cannot look into the lengths of packed sequences"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast asks for a lower precision, which CPU kernels do not have"
+    return ""
 
 
 def run(case: Case) -> Result:
     """Run the stack: layer by layer, direction by direction."""
     if case.input.numel() == 0 or 0 in case.states[0].shape:
         return eager.run(case)  # nothing to compute
-    sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
-    fused = _fused(case.cell, case.has_bias, sizes, case.input.dtype)
+    is_compiling = torch.compiler.is_compiling()
     value, finals = case.input, []
     for layer in range(case.num_layers):
         outputs = []
         for direction in range(case.num_directions):
             k = layer * case.num_directions + direction
-            weights = case.weights[k]
-            call = op.Call(fused, case, _times(case, direction == 1), tuple(weights))
             states = [state[k] for state in case.states]
-            output, final = op.run(call, value, states, tuple(weights.values()))
+            run_direction = _run_operator if is_compiling else _run_direct
+            output, final = run_direction(case, k, direction == 1, value, states)
             outputs.append(output)
             finals.append(final)
         value = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
@@ -83,10 +80,29 @@ def run(case: Case) -> Result:
     return value, tuple(torch.stack(each) for each in zip(*finals, strict=True))
 
 
+def _run_direct(
+    case: Case, k: int, is_reverse: bool, value: Tensor, states: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    weights = case.weights[k]
+    sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
+    fused = fused_step(case.cell, case.has_bias, sizes, value.dtype)
+    call = op.Call(fused, case, _times(case, is_reverse), tuple(weights))
+    return op.run(call, value, states, tuple(weights.values()))
+
+
+def _run_operator(
+    case: Case, k: int, is_reverse: bool, value: Tensor, states: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    weights = case.weights[k]
+    sizes = [case.hidden_size, case.proj_size, case.num_heads]
+    fixed = (list(weights), case.cell.number, case.has_bias, sizes, is_reverse)
+    made = library.forward(value, states, list(weights.values()), *fixed, False)
+    return made[0], list(made[1 : 1 + len(states)])
+
+
 def _times(case: Case, is_reverse: bool) -> Times:
     if case.batch_sizes is None:
         steps, batch = case.input.shape[:2]
-        return Times(_starts(steps, batch), batch, is_reverse)
+        return Times(starts(steps, batch), batch, is_reverse)
     sizes = case.batch_sizes
-    starts = F.pad(sizes.cumsum(0), (1, 0))
-    return Times(starts, int(sizes[0]), is_reverse, sizes)
+    return Times(F.pad(sizes.cumsum(0), (1, 0)), int(sizes[0]), is_reverse, sizes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -166,9 +167,11 @@ class Fused:
         else:
             output = call.tensors["output"]
             output = output if times.batch_sizes is not None else output.view(times.steps, times.batch, -1)
-        output = columns.gather(output, columns.shape(place))
+        output = columns.gather(output, columns.shape(place)).contiguous()
         finals = [
-            columns.gather(self._final(slab, times, self._is_whole(k, times, keep)), self.shapes[k])
+            columns.gather(
+                self._final(slab, times, self._is_whole(k, times, keep)), self.shapes[k]
+            ).contiguous()
             for k, slab in enumerate(slabs)
         ]
         if not keep:
@@ -326,6 +329,18 @@ class Fused:
         return self.columns.gather(self.columns.gather(total, left, 0), right, 1)
 
 
+@lru_cache(maxsize=256)
+def fused_step(cell: Cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype) -> Fused:
+    """The compiled step of a cell; kernels live as long as the process."""
+    return Fused(cell, has_bias, sizes, dtype)
+
+
+@lru_cache(maxsize=64)
+def starts(steps: int, batch: int) -> Tensor:
+    """`Times.starts` of sequences of equal length."""
+    return torch.arange(steps + 1) * batch
+
+
 def _add(sums: dict[object, Tensor], key: object, value: Tensor) -> None:
     sums[key] = sums[key].add_(value) if key in sums else value
 
@@ -376,7 +391,7 @@ class _Call:
         kernel.pack[loop](self.address)
 
     def _store(self) -> None:
-        self.memory[:] = self.table
+        self.memory[:] = self.table  # type: ignore[assignment]
 
     def give(self, name: str, tensor: Tensor, first_row: int = 0) -> None:
         """Point a slot to a tensor whose first row is the given one of the whole sequence."""

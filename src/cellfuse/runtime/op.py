@@ -15,7 +15,7 @@ from torch import Tensor
 from cellfuse.runtime import eager
 from cellfuse.runtime.case import Case
 from cellfuse.runtime.fused import Fused, Kept, Times
-from cellfuse.runtime.private import is_functorch_active
+from cellfuse.runtime.private import is_batched
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         call, saved = ctx.call, ctx.saved_tensors
         values, rest = saved[: ctx.count], saved[ctx.count :]
-        if torch.is_grad_enabled() or is_functorch_active():
+        if torch.is_grad_enabled() or any(map(is_batched, gradients)):
             return None, *_differentiable(call, values, gradients, ctx.needs_input_grad[1:])
         x, states, weights = _split(call, values)
         slabs = list(rest[: len(states)])

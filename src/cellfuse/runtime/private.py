@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch.autograd import forward_ad
@@ -10,6 +12,12 @@ from torch.autograd import forward_ad
 def is_functorch_active() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp) is running."""
     return bool(torch._C._are_functorch_transforms_active())
+
+
+def is_batched(value: torch.Tensor) -> bool:
+    """Whether a tensor stands for several, as autograd.grad(is_grads_batched=True) makes them."""
+    functorch = torch._C._functorch
+    return bool(functorch.is_batchedtensor(value) or functorch.is_legacy_batchedtensor(value))
 
 
 def is_forward_ad_active() -> bool:
@@ -35,6 +43,11 @@ def has_onednn_bfloat16() -> bool:
 def is_dispatch_mode_active() -> bool:
     """Whether a torch dispatch mode (fake tensors, flop counters) is running."""
     return bool(torch._C._len_torch_dispatch_stack())
+
+
+def below_autograd() -> Any:
+    """A context in which operators are called without their autograd kernels."""
+    return torch._C._AutoDispatchBelowAutograd()
 
 
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -107,7 +107,7 @@ def sigmoid(code: Code, x: str) -> str:
 
 
 def tanh(code: Code, x: str) -> str:
-    """(e**2a - 1) / (e**2a + 1), a = |x|, with the sign of x: for positive a the division shrinks the error."""
+    """(e**2a - 1) / (e**2a + 1) with a = |x|, and the sign of x; the division shrinks the error."""
     size = at_most(code, code.call("fabs", x), 20.0)
     half, expm1 = _power(code, code.binary("fadd", size, size))
     above = code.fma(half, expm1, code.binary("fsub", half, code.constant(0.5)))
