@@ -18,6 +18,7 @@ from compare import OPTIONS, array, assert_same, small_layer
 
 CELLS = sorted(cf.cells.CELLS)
 GOLDEN = Path(__file__).parent / "golden"
+BACKENDS = ["cpu", "eager"]
 SHAPES = [(5, 3, 3, 4), (1, 1, 1, 2), (7, 2, 5, 6)]  # T B I H
 
 
@@ -31,13 +32,14 @@ def random_states(layer, batch, like):
     return tuple(states)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", CELLS)
-def test_cell_matches_its_handwritten_reference(name, bias):
+def test_cell_matches_its_handwritten_reference(name, bias, backend):
     reference = importlib.import_module(f"reference.{name}").reference
     for T, B, I, H in SHAPES:
         options = {"proj_size": 1} if name == "projected_lstm" else {}
-        layer = small_layer(name, I, H, bias=bias, **options)
+        layer = small_layer(name, I, H, bias=bias, backend=backend, **options)
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.uniform_(-1, 1)
@@ -52,8 +54,8 @@ def test_cell_matches_its_handwritten_reference(name, bias):
                 assert_same(got[0], want, what=f"final {letter}")
 
 
-def of_smooth_point(name):
-    layer = small_layer(name, 2, 4 if name == "slstm" else 3)
+def of_smooth_point(name, backend):
+    layer = small_layer(name, 2, 4 if name == "slstm" else 3, backend=backend)
     x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
     states = tuple(s.requires_grad_() for s in random_states(layer, 2, x))
     names = [key for key, _ in layer.named_parameters()]
@@ -67,21 +69,24 @@ def of_smooth_point(name):
     return function, (x, *states, *(p.detach().requires_grad_() for p in layer.parameters()))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CELLS)
-def test_gradients_of_input_states_and_every_parameter(name):
-    function, values = of_smooth_point(name)
+def test_gradients_of_input_states_and_every_parameter(name, backend):
+    function, values = of_smooth_point(name, backend)
     assert gradcheck(function, values)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CELLS)
-def test_second_derivatives(name):
-    function, values = of_smooth_point(name)
+def test_second_derivatives(name, backend):
+    function, values = of_smooth_point(name, backend)
     assert gradgradcheck(function, values)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CELLS)
-def test_step_by_step_is_the_whole_sequence(name):
-    layer = small_layer(name, num_layers=2)
+def test_step_by_step_is_the_whole_sequence(name, backend):
+    layer = small_layer(name, num_layers=2, backend=backend)
     x = torch.randn(6, 2, 3, dtype=torch.float64)
     output, final = layer(x)
     state = None

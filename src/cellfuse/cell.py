@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -79,6 +80,7 @@ class Cell:
         source: paper and equations the step is taken from.
         deviation: where the step differs from the source, and why; empty if it does not.
         aten: name of torch's own operator for exactly this cell, or "".
+        number: counts the cells of this process.
     """
 
     name: str
@@ -93,10 +95,13 @@ class Cell:
     source: str = ""
     deviation: str = ""
     aten: str = ""
+    number: int = field(default=-1, init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_facts(self)
         _ = self.step, self.step_without_bias  # trace now, so that mistakes show at the definition
+        object.__setattr__(self, "number", len(_numbered))
+        _numbered.append(weakref.ref(self))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -160,6 +165,18 @@ class Cell:
 
 # Filled by cellfuse.nn, which is to the right of this module and cannot be imported here.
 _factories: dict[str, Callable] = {}
+
+
+# Every cell of this process by `cell.number`: operators of torch take numbers, not objects.
+_numbered: list[weakref.ref[Cell]] = []
+
+
+def cell_of_number(number: int) -> Cell:
+    """The cell with this number in this process."""
+    found = _numbered[number]()
+    if found is None:
+        raise CellError(f"cell number {number} does not exist any more")
+    return found
 
 
 def _made_by_nn(what: str) -> Callable:

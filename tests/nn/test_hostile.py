@@ -38,7 +38,7 @@ def test_one_unit_and_one_feature(name):
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-@pytest.mark.parametrize("backend", ["aten", "eager"])
+@pytest.mark.parametrize("backend", ["cpu", "aten", "eager"])
 @pytest.mark.parametrize("name", THREE)
 def test_layout_of_the_input_in_memory_does_not_matter(name, backend):
     layer = getattr(cf, name)(3, 4, 2, bidirectional=True, backend=backend)
@@ -49,7 +49,7 @@ def test_layout_of_the_input_in_memory_does_not_matter(name, backend):
     torch.testing.assert_close(layer(same)[0], layer(same.contiguous())[0])
 
 
-@pytest.mark.parametrize("backend", ["aten", "eager"])
+@pytest.mark.parametrize("backend", ["cpu", "aten", "eager"])
 @pytest.mark.parametrize("name", THREE)
 def test_nan_stays_in_its_sequence_and_its_future(name, backend):
     layer = getattr(cf, name)(3, 4, backend=backend)

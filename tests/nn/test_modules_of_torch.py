@@ -14,7 +14,7 @@ with warnings.catch_warnings():
 INFOS = {info.module_cls.__name__: info for info in module_db}
 # How many inputs torch 2.13 has in each of the two modes; an empty loop must not pass.
 COUNTS = {"RNN": 32, "GRU": 16, "LSTM": 32, "RNNCell": 3, "GRUCell": 2, "LSTMCell": 2}
-BACKENDS = {name: (["aten", "eager"] if "Cell" not in name else [None]) for name in COUNTS}
+BACKENDS = {name: (["cpu", "aten", "eager"] if "Cell" not in name else [None]) for name in COUNTS}
 CASES = [(name, backend) for name in COUNTS for backend in BACKENDS[name]]
 
 

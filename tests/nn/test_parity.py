@@ -18,7 +18,7 @@ def test_all_combinations_are_there():
     assert len(CASES) == 240
 
 
-@pytest.mark.parametrize("backend", ["aten", "eager"])
+@pytest.mark.parametrize("backend", ["cpu", "aten", "eager"])
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
 def test_outputs_states_and_every_gradient_equal_torch(name, backend):
     for case in CASES:
@@ -35,7 +35,7 @@ def test_the_comparison_sees_a_swapped_gate(monkeypatch):
     assert exact > 1e-3
 
 
-@pytest.mark.parametrize("backend", ["aten", "eager"])
+@pytest.mark.parametrize("backend", ["cpu", "aten", "eager"])
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
 def test_dropout_draws_as_torch_does(name, backend):
     theirs = getattr(torch.nn, name)(4, 5, 3, dropout=0.5, bidirectional=True)

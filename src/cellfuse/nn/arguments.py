@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cellfuse.cell import Cell
@@ -79,7 +78,7 @@ def check_tensor(name: str, input: Any) -> None:
         )
 
 
-def check_dtype(name: str, input: Tensor, weight: Tensor) -> None:
+def check_dtype(input: Tensor, weight: Tensor) -> None:
     """The input has the dtype of the weights, or autocast will see to it; the device is the same."""
     if input.dtype != weight.dtype and not is_any_autocast_enabled():
         raise InputError(
@@ -94,9 +93,7 @@ def check_dtype(name: str, input: Tensor, weight: Tensor) -> None:
         )
 
 
-def check_features(
-    name: str, input: Tensor, input_size: int, weight_shape: torch.Size, batch_first: bool
-) -> None:
+def check_features(name: str, input: Tensor, input_size: int, weight: Tensor, batch_first: bool) -> None:
     """The last axis is input_size wide."""
     given = input.size(-1)
     if given == input_size:
@@ -110,7 +107,7 @@ def check_features(
     raise ShapeError(
         f"input.size(-1) must be equal to input_size. Expected {input_size}, got {given}. "
         f"{name}: the input is {list(input.shape)}; this layer was made with input_size={input_size} "
-        f"(weight_ih_l0 is {list(weight_shape)}).{hint}"
+        f"(weight_ih_l0 is {list(weight.shape)}).{hint}"
     )
 
 

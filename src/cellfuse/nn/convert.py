@@ -99,4 +99,4 @@ def _add_attributes(module: Any) -> None:
         module.bidirectional = bool(module.bidirectional)
     else:
         module.proj_size = 0
-    module._lay_out()
+        module._lay_out()

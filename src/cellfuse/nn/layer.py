@@ -7,7 +7,6 @@ a Case to `cellfuse.runtime`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from cellfuse.cell import Cell
 from cellfuse.errors import InputError, ShapeError
 from cellfuse.nn import arguments
-from cellfuse.nn.parameters import Slot, initialise, slots
+from cellfuse.nn.parameters import Block, blocks, initialise
 from cellfuse.runtime import choice
 from cellfuse.runtime.case import Case
 
@@ -99,14 +98,13 @@ class Layer(nn.RNNBase):
         self.proj_size = proj_size
         self.num_heads = num_heads
         self.backend = backend
-        self._lay_out()
-        for suffix, made in self._blocks:
-            for slot in made:
+        for block in self._blocks():
+            for slot in block.slots:
                 value = torch.empty(slot.shape, device=device, dtype=dtype)
                 if slot.learned:
-                    self.register_parameter(slot.name + suffix, nn.Parameter(value))
+                    self.register_parameter(slot.name + block.suffix, nn.Parameter(value))
                 else:
-                    self.register_buffer(slot.name + suffix, value)
+                    self.register_buffer(slot.name + block.suffix, value)
         self.reset_parameters()
 
     # Plain nn.Module behaviour: weights are read by name at every call, so nothing is cached that
@@ -134,26 +132,26 @@ class Layer(nn.RNNBase):
         """D*H, or D*P with a projection: features of the output."""
         return self.num_directions * (self.proj_size or self.hidden_size)
 
-    def _lay_out(self) -> None:
-        """Note (suffix, parameters) of every layer and direction, in torch's order."""
-        self._blocks: list[tuple[str, tuple[Slot, ...]]] = []
-        for layer in range(self.num_layers):
-            made = slots(
+    def _blocks(self) -> tuple[Block, ...]:
+        """The parameters of every layer and direction, in torch's order."""
+        # Made at first use and kept, because every call reads it; a converted layer has no __init__.
+        if "_made_blocks" not in self.__dict__:
+            self._made_blocks = blocks(
                 self.cell,
-                self.input_size if layer == 0 else self.output_size,
+                self.input_size,
                 self.hidden_size,
+                num_layers=self.num_layers,
+                num_directions=self.num_directions,
                 bias=self.bias,
                 proj_size=self.proj_size,
                 num_heads=self.num_heads,
             )
-            ways = ("", "_reverse")[: self.num_directions]
-            self._blocks += [(f"_l{layer}{way}", made) for way in ways]
+        return self._made_blocks
 
     def reset_parameters(self) -> None:
         """Draw new initial values, the same as torch.nn's for the same seed."""
-        for suffix, made in self._blocks:
-            values = {slot.name: getattr(self, slot.name + suffix) for slot in made}
-            initialise(values, self.cell, made, self.hidden_size)
+        for block in self._blocks():
+            initialise(self._weights(block), self.cell, block.slots, self.hidden_size)
 
     def flatten_parameters(self) -> None:
         """Join the weights in memory for cuDNN, where torch's operator would do so at each call.
@@ -167,11 +165,11 @@ class Layer(nn.RNNBase):
     @property
     def all_weights(self) -> list[list[Tensor]]:  # type: ignore[override]
         """Per layer and direction its parameters, in torch's order."""
-        return [[getattr(self, s.name + suffix) for s in made] for suffix, made in self._blocks]
+        return [[getattr(self, name) for _, name in block.names] for block in self._blocks()]
 
     @property
     def _flat_weights_names(self) -> list[str]:  # type: ignore[override]
-        return [slot.name + suffix for suffix, made in self._blocks for slot in made]
+        return [name for block in self._blocks() for _, name in block.names]
 
     @property
     def _flat_weights(self) -> list[Tensor]:  # type: ignore[override]
@@ -308,8 +306,8 @@ class Layer(nn.RNNBase):
         value = value.transpose(0, 1) if self.batch_first else value
         return choice.reasons(self._case(value, self.initial_states(value.size(1), value)))
 
-    def _weights(self, suffix: str, made: tuple[Slot, ...]) -> Mapping[str, Tensor]:
-        return {slot.name: getattr(self, slot.name + suffix) for slot in made}
+    def _weights(self, block: Block) -> dict[str, Tensor]:
+        return {name: getattr(self, full) for name, full in block.names}
 
     def _case(self, input: Tensor, states: tuple[Tensor, ...], batch_sizes: Tensor | None = None) -> Case:
         return Case(
@@ -321,16 +319,15 @@ class Layer(nn.RNNBase):
             num_layers=self.num_layers,
             num_directions=self.num_directions,
             dropout=self.dropout if self.training else 0.0,
-            weights=tuple(self._weights(suffix, made) for suffix, made in self._blocks),
+            weights=tuple(self._weights(block) for block in self._blocks()),
             input=input,
             states=states,
             batch_sizes=batch_sizes,
         )
 
     def _check_input(self, input: Tensor, is_packed: bool = False) -> None:
-        name = self._get_name()
-        weights = self._weights(*self._blocks[0])
-        weight = next(iter(weights.values()), None)
+        name, first = self._get_name(), self._blocks()[0].names
+        weight = getattr(self, first[0][1]) if first else None
         arguments.check_tensor(name, input)
         if not is_packed and input.dim() not in (2, 3):
             raise InputError(
@@ -343,8 +340,8 @@ class Layer(nn.RNNBase):
                 "data is [N, I]"
             )
         if weight is not None:
-            arguments.check_dtype(name, input, weight)
-            arguments.check_features(name, input, self.input_size, weight.shape, self.batch_first)
+            arguments.check_dtype(input, weight)
+            arguments.check_features(name, input, self.input_size, weight, self.batch_first)
 
     def _batched_states(self, states: tuple[Tensor, ...], is_batched: bool) -> tuple[Tensor, ...]:
         """States with a batch axis; their number of dimensions follows the input's."""

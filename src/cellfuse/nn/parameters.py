@@ -62,6 +62,44 @@ def slots(
     return tuple(made)
 
 
+@dataclass(frozen=True)
+class Block:
+    """The parameters of one layer and direction.
+
+    Attributes:
+        suffix: of their names, such as "_l0_reverse".
+        slots: in torch's order.
+        names: (name without, name with the suffix) of each.
+    """
+
+    suffix: str
+    slots: tuple[Slot, ...]
+    names: tuple[tuple[str, str], ...]
+
+
+def blocks(
+    cell: Cell,
+    input_size: int,
+    hidden_size: int,
+    *,
+    num_layers: int,
+    num_directions: int,
+    bias: bool,
+    proj_size: int,
+    num_heads: int,
+) -> tuple[Block, ...]:
+    """The parameters of a stack, layer by layer, forward direction first."""
+    made = []
+    for layer in range(num_layers):
+        width = input_size if layer == 0 else num_directions * (proj_size or hidden_size)
+        of_layer = slots(cell, width, hidden_size, bias=bias, proj_size=proj_size, num_heads=num_heads)
+        for way in ("", "_reverse")[:num_directions]:
+            suffix = f"_l{layer}{way}"
+            names = tuple((slot.name, slot.name + suffix) for slot in of_layer)
+            made.append(Block(suffix, of_layer, names))
+    return tuple(made)
+
+
 def _operand_width(cell: Cell, hidden_size: int, proj_size: int) -> int:
     """Columns of weight_hh: what the recurrent products multiply is P or H wide."""
     widths = {leaf.shape[1] for leaf in cell.step.of_role("matrix") if leaf.label != "W_hr"}

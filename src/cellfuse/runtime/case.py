@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,13 @@ class Case:
     def step(self) -> Graph:
         """The graph of one time step, with or without biases."""
         return self.cell.step if self.has_bias else self.cell.step_without_bias
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor, with a name for messages."""
+        yield "the input", self.input
+        yield from zip((f"state {name}" for name in self.cell.states), self.states, strict=True)
+        for weights in self.weights:
+            yield from weights.items()
 
 
 # output as `Case.input`, and the final states as `Case.states`

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import ModuleType
 
 from cellfuse.errors import BackendError, OptionError
-from cellfuse.runtime import aten, eager
+from cellfuse.runtime import aten, cpu, eager
 from cellfuse.runtime.case import Case, Result
 
-BACKENDS: dict[str, ModuleType] = {"aten": aten, "eager": eager}
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "aten": aten, "eager": eager}
 
 
 def check_name(backend: str) -> None:

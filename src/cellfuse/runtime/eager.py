@@ -55,7 +55,7 @@ def _run(case: Case) -> Result:
         for direction in range(case.num_directions):
             k = layer * case.num_directions + direction
             states = tuple(state[k] for state in case.states)
-            output, final = _run_direction(case, k, value, states, direction == 1, sizes)
+            output, final = run_direction(case, case.weights[k], value, states, direction == 1, sizes)
             outputs.append(output)
             finals.append(final)
         value = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
@@ -64,10 +64,15 @@ def _run(case: Case) -> Result:
     return value, tuple(torch.stack(each) for each in zip(*finals, strict=True))
 
 
-def _run_direction(
-    case: Case, k: int, value: Tensor, states: States, is_reverse: bool, sizes: list[int] | None
+def run_direction(
+    case: Case,
+    weights: Weights,
+    value: Tensor,
+    states: States,
+    is_reverse: bool,
+    sizes: list[int] | None,
 ) -> tuple[Tensor, States]:
-    weights = case.weights[k]
+    """One direction of one layer; of the case's tensors none is used."""
     step = make_step(case, weights)
     products = input_products(case, weights, value)
     if sizes is None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch.autograd import forward_ad
 
 
 def is_functorch_active() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp) is running."""
     return bool(torch._C._are_functorch_transforms_active())
+
+
+def is_batched(value: torch.Tensor) -> bool:
+    """Whether a tensor stands for several, as autograd.grad(is_grads_batched=True) makes them."""
+    functorch = torch._C._functorch
+    return bool(functorch.is_batchedtensor(value) or functorch.is_legacy_batchedtensor(value))
 
 
 def is_forward_ad_active() -> bool:
@@ -29,3 +38,28 @@ def is_any_autocast_enabled() -> bool:
 def has_onednn_bfloat16() -> bool:
     """Whether oneDNN computes in bfloat16 on this processor (AVX-512 with bf16 or AMX)."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def is_dispatch_mode_active() -> bool:
+    """Whether a torch dispatch mode (fake tensors, flop counters) is running."""
+    return bool(torch._C._len_torch_dispatch_stack())
+
+
+def below_autograd() -> Any:
+    """A context in which operators are called without their autograd kernels."""
+    return torch._C._AutoDispatchBelowAutograd()
+
+
+def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """F.linear [N, I] by oneDNN where its kernels are the faster ones: many rows in float32."""
+    # Measured on Zen 4: 105 against 92 GFLOP/s from a few hundred rows on; slower below.
+    if input.dtype == torch.float32 and input.shape[0] >= 256 and _LINEAR is not None:
+        value: torch.Tensor = _LINEAR(input, weight, bias, "none", [], "")
+        return value
+    return F.linear(input, weight, bias)
+
+
+# Missing in builds of torch without oneDNN.
+_LINEAR = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+)

@@ -1,0 +1,1 @@
+"""Program -> LLVM IR as text -> machine code for this processor, through llvmlite."""

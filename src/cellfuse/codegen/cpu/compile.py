@@ -1,0 +1,66 @@
+"""Text -> machine code in memory, by LLVM."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+
+import llvmlite.binding as llvm
+
+from cellfuse.codegen.cpu.emit import LOOPS, Emitted, emit
+from cellfuse.codegen.cpu.layout import Layout
+from cellfuse.codegen.cpu.target import Target, features
+
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # such calls release Python's lock
+
+
+@lru_cache(maxsize=1)
+def _start() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+class Kernel:
+    """The compiled loops of a program.
+
+    Attributes:
+        layout: of the buffers it works on.
+        emitted: its text and sizes.
+        run, pack: by the loop's name, functions that take the address of a table of slots.
+    """
+
+    def __init__(self, layout: Layout, loops: tuple[str, ...] = LOOPS) -> None:
+        self.layout = layout
+        self.emitted: Emitted = emit(layout, loops)
+        self._engine = _link(object_code(self.emitted.text, layout.target), layout.target)
+        address = self._engine.get_function_address
+        self.run = {name: _FUNCTION(address(f"run_{name}")) for name in loops}
+        self.pack = {name: _FUNCTION(address(f"pack_{name}")) for name in loops}
+
+
+def _machine(target: Target) -> llvm.TargetMachine:
+    _start()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=features(target), opt=3, jit=True
+    )
+
+
+def object_code(text: str, target: Target) -> bytes:
+    """Object code of the text."""
+    machine = _machine(target)
+    module = llvm.parse_assembly(text)
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    # The text is in vectors already, and unrolled where it helps.
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    code: bytes = machine.emit_object(module)
+    return code
+
+
+def _link(code: bytes, target: Target) -> llvm.ExecutionEngine:
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(target))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine

@@ -1,0 +1,223 @@
+"""Between a layer's tensors and the memory of a CPU kernel: padding, weights by leaf, gradients by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cellfuse.cell import Cell
+from cellfuse.codegen.cpu.layout import Layout
+from cellfuse.codegen.program import Place, Sum
+from cellfuse.graph.ops import Shape
+from cellfuse.runtime.case import Weights
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Gradients of matrices that one large product gives.
+
+    Attributes:
+        left: first of the columns of the left values.
+        labels: of the matrices, one for each of the columns.
+        right: the right values.
+        is_by_head: the matrices are block-diagonal.
+    """
+
+    left: Place
+    labels: tuple[str, ...]
+    right: Place
+    is_by_head: bool
+
+
+class Columns:
+    """Of one program in one layout.
+
+    Attributes:
+        outers: the large products after the loop.
+    """
+
+    def __init__(self, cell: Cell, layout: Layout) -> None:
+        self.cell, self.layout, self.program = cell, layout, layout.program
+        self._padded = {(): False, ("H",): layout.is_padded("H")}
+        self._padded["P",] = layout.sizes.projected > 0 and layout.is_padded("P")
+        self.outers = _outers(self.program.sums)
+        self.sources = {leaf.label: self._source(leaf.label) for leaf in self.program.step.inputs}
+        self.sources |= {bias: self._source(bias) for bias, _ in self.program.moved}
+        self.rows = {s.label: s.left[0] for s in self.program.sums if s.kind == "rows"}
+        self.matrices = [leaf.label for leaf in self.program.step.of_role("matrix")]
+        fixed = [i for i in self.program.step.inputs if i.role in ("diagonal", "bias", "parameter")]
+        self.parameters = [i.label for i in fixed if i.shape]
+        self.constants = [i.label for i in fixed if not i.shape]
+        self.moves = self._moves()
+        self._recipes: dict[str, list[tuple[object, int, int]]] = {}
+
+    def _source(self, label: str) -> tuple[str, int, int]:
+        """(weight, first row, rows) of a leaf; rows -1: all of it."""
+        H, stem, gate = self.layout.sizes.hidden, *label.partition(".")[::2]
+        if label == "W_hr":
+            return "weight_hr", 0, -1
+        if label.startswith("R_") and label[2:] in self.cell.recurrent_gates:
+            return "weight_hh", self.cell.recurrent_gates.index(label[2:]) * H, H
+        if gate == "b" and stem in self.cell.recurrent_gates:
+            return "bias_hh", self.cell.recurrent_gates.index(stem) * H, H
+        if gate and stem in self.cell.parameters:
+            return stem, self.cell.gates.index(gate) * H, H
+        return label, 0, -1
+
+    def _moves(self) -> list[tuple[int, int, int]]:
+        """(row in the input product's bias, row in bias_hh, rows) of the moved biases."""
+        H = self.layout.sizes.hidden
+        runs: list[tuple[int, int, int]] = []
+        into = {f"{gate}.x": place * H for place, gate in enumerate(self.program.inputs)}
+        for target, source in sorted((into[x], self.sources[bias][1]) for bias, x in self.program.moved):
+            last = runs[-1] if runs else (-1, -1, 0)
+            if runs and last[0] + last[2] == target and last[1] + last[2] == source:
+                runs[-1] = (*last[:2], last[2] + H)
+            else:
+                runs.append((target, source, H))
+        return runs
+
+    def leaf(self, weights: Weights, label: str) -> Tensor:
+        """The part of a weight that a leaf of the step stands for."""
+        name, first, count = self.sources[label]
+        return weights[name] if count < 0 else weights[name].narrow(0, first, count)
+
+    def input_bias(self, weights: Weights) -> Tensor | None:
+        """The bias of the input product, with the recurrent biases that were moved to it."""
+        bias = weights.get("bias_ih")
+        if not self.moves:
+            return bias
+        recurrent = weights["bias_hh"]
+        rows = len(self.program.inputs) * self.layout.sizes.hidden
+        if self.moves == [(0, 0, rows)] and len(recurrent) == rows:
+            return recurrent if bias is None else bias + recurrent
+        bias = recurrent.new_zeros(rows) if bias is None else bias.clone()
+        for target, source, count in self.moves:
+            bias.narrow(0, target, count).add_(recurrent.narrow(0, source, count))
+        return bias
+
+    # padding
+
+    def spread(self, value: Tensor, shape: Shape, dim: int = -1) -> Tensor:
+        """Zeros put where the kernel's memory has no units; the value itself if there are none.
+
+        Several columns may stand along `dim`.
+        """
+        if not self._padded[shape]:
+            return value
+        dim %= value.dim()
+        units, padded = self._lengths(shape)
+        parts = value.unflatten(dim, (-1, units))
+        new = parts.new_zeros((*parts.shape[: dim + 1], padded, *parts.shape[dim + 2 :]))
+        new.narrow(dim + 1, 0, units).copy_(parts)
+        return new.flatten(dim, dim + 1)
+
+    def gather(self, value: Tensor, shape: Shape, dim: int = -1) -> Tensor:
+        """The units alone, undoing `spread`; a view if there is no padding."""
+        if not self._padded[shape]:
+            return value
+        dim %= value.dim()
+        units, padded = self._lengths(shape)
+        return value.unflatten(dim, (-1, padded)).narrow(dim + 1, 0, units).flatten(dim, dim + 1)
+
+    def _lengths(self, shape: Shape) -> tuple[int, int]:
+        return self.layout.units(shape[0]), self.layout.vectors(shape[0]) * self.layout.lanes
+
+    def column(self, buffer: Tensor, place: Place, count: int = 1) -> Tensor:
+        """Some neighbouring columns of a buffer [..., row]."""
+        offsets = self.layout.offsets[place.buffer]
+        return buffer[..., offsets[place.column] : offsets[place.column + count]]
+
+    def shape(self, place: Place) -> Shape:
+        """Of the values of a place."""
+        name = "states" if self.layout.is_state(place) else place.buffer
+        return self.program.buffers[name].columns[place.column]
+
+    # gradients
+
+    def gradients(self, weights: Weights, sums: Mapping[object, Tensor]) -> dict[str, Tensor]:
+        """The gradient of each weight, from the large products and the sums of rows by buffer.
+
+        Each has memory of its own: a user may change one in place.
+        """
+        found = {}
+        for name, weight in weights.items():
+            if name not in self._recipes:
+                self._recipes[name] = self._recipe(name)
+            parts = [self._part(*source, sums) for source in self._recipes[name]]
+            if not parts:
+                found[name] = torch.zeros_like(weight)
+            elif len(parts) > 1:
+                found[name] = torch.cat(parts).view(weight.shape)
+            else:
+                found[name] = parts[0].reshape(weight.shape).clone() if weight.dim() < 2 else parts[0]
+        return found
+
+    def _recipe(self, name: str) -> list[tuple[object, int, int]]:
+        """(which sum, first row or column, how many) of the parts of a weight's gradient, in order."""
+        H, count = self.layout.sizes.hidden, len(self.program.inputs)
+        if name == "weight_ih":
+            return [("weight_ih", 0, count * H)]
+        if name == "bias_ih":
+            return [("gradients", 0, count)]
+        parts: list[tuple[object, int, int]] = []
+        labels = sorted((s[1], label) for label, s in self.sources.items() if s[0] == name)
+        for _, label in labels:
+            sources = [(o, o.labels.index(label)) for o in self.outers if label in o.labels]
+            if len(sources) > 1:  # a matrix that multiplies two values
+                parts.append((tuple(sources), 0, 0))
+            elif sources:
+                outer, k = sources[0]
+                rows = self.layout.units(self.shape(outer.left)[0]) * self.layout.groups(
+                    self.shape(outer.left)[0]
+                )
+                parts.append((outer, k * rows, rows))
+            elif label in self.rows:
+                parts.append((self.rows[label].buffer, self.rows[label].column, 1))
+        joined: list[tuple[object, int, int]] = []
+        for source, first, size in parts:
+            last = joined[-1] if joined else None
+            if last and last[0] == source and last[1] + last[2] == first and size:
+                joined[-1] = (source, last[1], last[2] + size)
+            else:
+                joined.append((source, first, size))
+        return joined
+
+    def _part(self, source: object, first: int, count: int, sums: Mapping[object, Tensor]) -> Tensor:
+        if isinstance(source, str) and source != "weight_ih":
+            place = Place(source, first)
+            return self.gather(self.column(sums[source], place, count), self.shape(place))
+        if isinstance(source, tuple):
+            return sum(
+                sums[o].narrow(0, k * (len(sums[o]) // len(o.labels)), len(sums[o]) // len(o.labels))
+                for o, k in source
+            )  # type: ignore[return-value]
+        total = sums[source]
+        return total if count == len(total) else total.narrow(0, first, count)
+
+
+def _outers(sums: tuple[Sum, ...]) -> tuple[Outer, ...]:
+    """Products of neighbouring left values with the same right ones, made together."""
+    pairs = [
+        (right, left, each.label, each.kind == "blocks")
+        for each in sums
+        if each.kind != "rows"
+        for left, right in zip(each.left, each.right, strict=True)
+    ]
+    pairs.sort(key=lambda pair: (pair[0].buffer, pair[0].column, pair[1].column))
+    made: list[Outer] = []
+    for right, left, label, is_by_head in pairs:
+        last = made[-1] if made else None
+        if (
+            last
+            and last.right == right
+            and last.left.column + len(last.labels) == left.column
+            and not is_by_head
+        ):
+            made[-1] = Outer(last.left, (*last.labels, label), right, False)
+        else:
+            made.append(Outer(left, (label,), right, is_by_head))
+    return tuple(made)

@@ -1,0 +1,110 @@
+"""The cpu backend: the whole loop over time in one kernel made for this processor, for any cell.
+
+The kernel is compiled at the first call for given sizes, in a few tenths of a second.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cellfuse.codegen.cpu.layout import Sizes
+from cellfuse.runtime import eager, library, op
+from cellfuse.runtime.case import Case, Result
+from cellfuse.runtime.fused import Times, fused_step, starts
+from cellfuse.runtime.private import (
+    is_any_autocast_enabled,
+    is_dispatch_mode_active,
+    is_forward_ad_active,
+    is_functorch_active,
+)
+
+
+def why_not(case: Case) -> str:
+    """Why the kernels cannot run this case; empty if they can."""
+    input = case.input
+    if input.device.type != "cpu":
+        return f"the input is on {input.device.type}, not on a CPU"
+    if input.dtype not in (torch.float32, torch.float64):
+        return f"CPU kernels compute in float32 and float64, not in {input.dtype}"
+    if is_functorch_active():
+        return "CPU kernels have no rule for torch.func's transforms"
+    if is_forward_ad_active():
+        return "CPU kernels have no forward-mode derivative"
+    if torch.compiler.is_compiling():
+        return _why_not_compiled(case)
+    if torch.jit.is_tracing():
+        return "torch.jit.trace records torch's operators only"
+    if is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
+        return "autocast asks for a lower precision, which CPU kernels do not have"
+    if is_dispatch_mode_active():
+        return "a torch dispatch mode is active, which could not see into the kernel"
+    for name, value in case.tensors():
+        if value.dtype != input.dtype or value.device != input.device:
+            return f"{name} is {value.dtype} on {value.device}, the input {input.dtype} on {input.device}"
+        if type(value) not in (Tensor, torch.nn.Parameter):
+            return f"{name} is a {type(value).__name__}, which may not be plain memory"
+    return ""
+
+
+def _why_not_compiled(case: Case) -> str:
+    """Why the kernel cannot be an operator in the graph that torch.compile makes."""
+    if torch.compiler.is_exporting():
+        return "an exported program must run in other processes, where the kernel does not exist"
+    if case.batch_sizes is not None:
+        return "torch.compile cannot look into the lengths of packed sequences"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast asks for a lower precision, which CPU kernels do not have"
+    return ""
+
+
+def run(case: Case) -> Result:
+    """Run the stack: layer by layer, direction by direction."""
+    if case.input.numel() == 0 or 0 in case.states[0].shape:
+        return eager.run(case)  # nothing to compute
+    is_compiling = torch.compiler.is_compiling()
+    value, finals = case.input, []
+    for layer in range(case.num_layers):
+        outputs = []
+        for direction in range(case.num_directions):
+            k = layer * case.num_directions + direction
+            states = [state[k] for state in case.states]
+            run_direction = _run_operator if is_compiling else _run_direct
+            output, final = run_direction(case, k, direction == 1, value, states)
+            outputs.append(output)
+            finals.append(final)
+        value = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        if case.dropout and layer < case.num_layers - 1:
+            value = F.dropout(value, case.dropout, training=True)
+    if len(finals) == 1:
+        return value, tuple(final.unsqueeze(0) for final in finals[0])
+    return value, tuple(torch.stack(each) for each in zip(*finals, strict=True))
+
+
+def _run_direct(
+    case: Case, k: int, is_reverse: bool, value: Tensor, states: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    weights = case.weights[k]
+    sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
+    fused = fused_step(case.cell, case.has_bias, sizes, value.dtype)
+    call = op.Call(fused, case, _times(case, is_reverse), tuple(weights))
+    return op.run(call, value, states, tuple(weights.values()))
+
+
+def _run_operator(
+    case: Case, k: int, is_reverse: bool, value: Tensor, states: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    weights = case.weights[k]
+    sizes = [case.hidden_size, case.proj_size, case.num_heads]
+    fixed = (list(weights), case.cell.number, case.has_bias, sizes, is_reverse)
+    made = library.forward(value, states, list(weights.values()), *fixed, False)
+    return made[0], list(made[1 : 1 + len(states)])
+
+
+def _times(case: Case, is_reverse: bool) -> Times:
+    if case.batch_sizes is None:
+        steps, batch = case.input.shape[:2]
+        return Times(starts(steps, batch), batch, is_reverse)
+    sizes = case.batch_sizes
+    return Times(F.pad(sizes.cumsum(0), (1, 0)), int(sizes[0]), is_reverse, sizes)

@@ -1,0 +1,231 @@
+"""The cpu backend through the layer: what it refuses and why, derivatives of every kind, torch.compile."""
+
+import threading
+import warnings
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
+
+import cellfuse as cf
+from cellfuse.runtime import choice, cpu, library
+from compare import OPTIONS, assert_as_accurate, assert_same
+
+THREE = ["RNN", "GRU", "LSTM"]
+
+
+def pair(name, *sizes, **options):
+    """The same layer on the cpu and on the eager backend, in float64."""
+    options = {"dtype": torch.float64} | OPTIONS.get(name, {}) | options
+    make = cf.cells.find(name).layer
+    ours, eager = make(*sizes, backend="cpu", **options), make(*sizes, backend="eager", **options)
+    eager.load_state_dict(ours.state_dict())
+    return ours, eager
+
+
+def results(layer, x, seed=0):
+    """Output, states and the gradients of the input and of every parameter."""
+    output, finals = layer(x)
+    output = output.data if isinstance(output, torch.nn.utils.rnn.PackedSequence) else output
+    finals = finals if isinstance(finals, tuple) else (finals,)
+    generator = torch.Generator().manual_seed(seed)
+    loss = sum(
+        (v * torch.randn(v.shape, dtype=v.dtype, generator=generator)).sum() for v in (output, *finals)
+    )
+    return [output, *finals, *torch.autograd.grad(loss, list(layer.parameters()))]
+
+
+@pytest.mark.parametrize("name", ["lstm", "mgu", "slstm", "layer_norm_lstm", "projected_lstm", "mingru"])
+def test_packed_sequences_in_both_directions(name):
+    ours, eager = pair(name, 3, 6, num_layers=2, bidirectional=True)
+    x = torch.randn(4, 7, 3, dtype=torch.float64)
+    for lengths in ([7, 7, 7, 7], [5, 7, 1, 3]):
+        packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
+        for got, want in zip(results(ours, packed), results(eager, packed), strict=True):
+            assert_same(got, want, tolerance=1e-11)
+    with torch.no_grad():
+        assert_same(ours(packed)[0].data, eager(packed)[0].data)
+
+
+def test_long_sequences_go_chunk_by_chunk(monkeypatch):
+    monkeypatch.setattr("cellfuse.runtime.fused.CHUNK", 1 << 10)
+    for name in ("gru", "slstm", "gru_reset_before"):
+        ours, eager = pair(name, 3, 10, bidirectional=True)
+        x = torch.randn(23, 3, 3, dtype=torch.float64)
+        for got, want in zip(results(ours, x), results(eager, x), strict=True):
+            assert_same(got, want, tolerance=1e-11)
+        with torch.no_grad():
+            assert_same(ours(x)[0], eager(x)[0])
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_error_against_float64_is_at_most_twice_torchs(name):
+    torch.manual_seed(1)
+    theirs = getattr(torch.nn, name)(48, 96)
+    ours = getattr(cf, name)(48, 96, backend="cpu")
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(60, 8, 48) * 2
+    low, base = results(ours, x), results(theirs, x)
+    exact = results(theirs.double(), x.double())
+    for k, (got, want, baseline) in enumerate(zip(low, exact, base, strict=True)):
+        scale = want.abs().max()
+        assert_as_accurate(got / scale, want / scale, baseline / scale, what=f"value {k}")
+
+
+def test_backward_may_run_twice_and_gradients_have_memory_of_their_own():
+    layer = cf.RNN(3, 16, backend="cpu")
+    x = torch.randn(5, 2, 3)
+    loss = layer(x)[0].sum()
+    first = torch.autograd.grad(loss, list(layer.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(layer.parameters()))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+    pointers = {value.untyped_storage().data_ptr() for value in first}
+    assert len(pointers) == len(first)
+
+
+def test_an_output_that_was_changed_is_noticed():
+    layer = cf.LSTM(3, 16, backend="cpu")
+    output, _ = layer(torch.randn(5, 2, 3))
+    loss = output.sum()
+    output.detach().add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_batched_gradients_and_gradients_of_gradients(name):
+    layer = getattr(cf, name)(2, 3, dtype=torch.float64, backend="cpu")
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    output = layer(x)[0]
+    basis = torch.eye(output.numel(), dtype=torch.float64).view(-1, *output.shape)
+    (rows,) = torch.autograd.grad(output, x, basis, is_grads_batched=True, retain_graph=True)
+    for vector, row in zip(basis, rows, strict=True):
+        assert_same(row, torch.autograd.grad(output, x, vector, retain_graph=True)[0])
+    third = torch.autograd.grad(output.sum(), x, create_graph=True)[0]
+    assert torch.autograd.grad(third.pow(2).sum(), x)[0].abs().sum() > 0
+
+
+def reason(layer, *args):
+    return layer.why_not(*args)["cpu"]
+
+
+def test_what_it_refuses_is_said_and_never_swapped():
+    layer, x = cf.GRU(3, 4, backend="cpu"), torch.randn(5, 2, 3)
+    assert reason(layer, x) == ""
+    half = cf.GRU(3, 4, dtype=torch.bfloat16, backend="cpu")
+    assert "not in torch.bfloat16" in reason(half, x.bfloat16())
+    with pytest.raises(cf.errors.BackendError, match=r"not in torch\.bfloat16"):
+        half(x.bfloat16())
+    with pytest.raises(cf.errors.BackendError, match=r"torch\.func"):
+        torch.func.grad(lambda v: layer(v)[0].sum())(x)
+    with pytest.raises(cf.errors.BackendError, match=r"torch\.func"):
+        torch.func.vmap(lambda v: layer(v)[0])(torch.stack([x, x]))
+    with torch.autograd.forward_ad.dual_level():
+        assert "forward-mode" in reason(layer, x)
+    with torch.autocast("cpu"):
+        assert "autocast" in reason(layer, x)
+    meta = cf.GRU(3, 4, device="meta")
+    assert "on meta" in reason(meta, x.to("meta"))
+    for auto in (cf.GRU(3, 4), cf.cells.mgu.layer(3, 4)):
+        torch.func.grad(lambda v, auto=auto: auto(v)[0].sum())(x)
+
+
+def test_an_empty_sequence_has_nothing_to_run():
+    layer = cf.LSTM(3, 4, backend="cpu")
+    for shape in ((0, 2, 3), (4, 0, 3)):
+        output, (h, c) = layer(torch.zeros(shape))
+        assert output.shape == (*shape[:2], 4)
+        assert h.shape == c.shape == (1, shape[1], 4)
+
+
+def test_threads_may_share_a_layer():
+    layer, x = cf.GRU(8, 32, backend="cpu"), torch.randn(20, 4, 8)
+    with torch.no_grad():
+        want = layer(x)[0]
+    found = []
+
+    def work():
+        with torch.no_grad():
+            found.extend(torch.equal(layer(x)[0], want) for _ in range(20))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 80
+    assert all(found)
+
+
+def test_strided_input_states_and_gradients():
+    ours, eager = pair("lstm", 3, 5, num_layers=1)
+    x = torch.randn(3, 2, 9, dtype=torch.float64).permute(2, 1, 0)[::2]
+    states = tuple(torch.randn(2, 1, 5, dtype=torch.float64).transpose(0, 1) for _ in range(2))
+    for got, want in zip(ours(x, states)[1], eager(x, states)[1], strict=True):
+        assert_same(got, want)
+    grad = torch.randn(5, 2, 5, dtype=torch.float64).expand(5, 2, 5)[:, :1].expand(5, 2, 5)
+    got, want = (
+        torch.autograd.grad(m(x)[0], list(m.parameters()), grad.as_strided((5, 2, 5), (5, 0, 1)))
+        for m in (ours, eager)
+    )
+    for a, b in zip(got, want, strict=True):
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before", "projected_lstm"])
+def test_compiled_it_is_one_node_for_every_length(name):
+    ours, eager = pair(name, 3, 4, num_layers=2, bidirectional=True, **OPTIONS.get(name, {}))
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(ours, backend=backend, fullgraph=True, dynamic=True)
+    differentiated = torch.compile(ours, backend="aot_eager", fullgraph=True, dynamic=True)
+    for T, B in [(5, 2), (9, 3), (4, 6)]:
+        x = torch.randn(T, B, 3, dtype=torch.float64)
+        for got, want in zip(results(differentiated, x), results(eager, x), strict=True):
+            assert_same(got, want)
+        with torch.no_grad():
+            compiled(x)
+    nodes = [node.target for node in graphs[0].graph.nodes if node.target is library.forward]
+    assert len(nodes) == 4
+    assert len(graphs) == 1
+
+
+def test_operators_pass_torchs_own_checks():
+    layer = cf.GRU(3, 4, dtype=torch.float64)
+    weights = {name: value.detach() for name, value in layer._weights(layer._blocks()[0]).items()}
+    x, h = torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+    fixed = (list(weights), layer.cell.number, True, [4, 0, 1], False)
+    values = [value.requires_grad_() for value in weights.values()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.library.opcheck(library.forward, (x.requires_grad_(), [h], values, *fixed, False))
+    with pytest.raises(cf.errors.BackendError, match=r"torch\.func"):
+        torch.func.grad(lambda v: library.forward(v, [h], values, *fixed, False)[0].sum())(x)
+
+
+def test_a_sequence_of_one_step_and_one_unit():
+    for name in ("lstm", "gru"):
+        ours, eager = pair(name, 1, 1, bidirectional=True)
+        x = torch.randn(1, 1, 1, dtype=torch.float64)
+        for got, want in zip(results(ours, x), results(eager, x), strict=True):
+            assert_same(got, want)
+        with torch.no_grad():
+            for got, want in zip(ours(x)[1], eager(x)[1], strict=True):
+                assert_same(got, want)
+
+
+def test_sequences_that_end_early_do_not_touch_each_other():
+    ours, eager = pair("gru", 3, 4)
+    packed = pack_sequence([torch.randn(n, 3, dtype=torch.float64) for n in (6, 2, 1)])
+    for got, want in zip(results(ours, packed), results(eager, packed), strict=True):
+        assert_same(got, want)
+
+
+def test_the_backend_is_in_the_table():
+    assert choice.BACKENDS["cpu"] is cpu
+    assert next(iter(choice.BACKENDS)) == "cpu"
