@@ -10,10 +10,11 @@ from cellfuse.codegen.cpu.layout import Layout
 from cellfuse.codegen.cpu.products import ROWS, Tiling
 from cellfuse.codegen.cpu.spell import SPELL
 from cellfuse.codegen.cpu.text import Code, Int, Module
-from cellfuse.codegen.program import Loop, Map, Place, Stage, arguments
+from cellfuse.codegen.program import Buffer, Loop, Map, Place, Stage, arguments
 from cellfuse.codegen.schedule import REDUCTIONS
 from cellfuse.graph.expr import Expr
 
+_NONE = Buffer("once", ())
 LOOPS = ("infer", "forward", "backward")
 
 
@@ -93,6 +94,9 @@ class _LoopText:
         for column in range(len(self.layout.program.buffers["states"].columns)):
             of = [code.slot("%slots", slots[f"{n}.{column}"], "ptr") for n in ("states", "initial")]
             self.states.append((*of, code.slot("%slots", slots[f"mask.{column}"], "i64")))
+        self.ahead = code.mul(self.batch, number["direction"])
+        if self.name == "backward":
+            self.ahead = code.sub(0, self.ahead)
         with code.loop(number["first"], number["last"]) as loop:
             step = loop.index
             if self.name == "backward":
@@ -137,6 +141,18 @@ class _LoopText:
         row = {"time": code.add(self.start, row) if rows == "time" else row, "batch": row, "once": 0}[rows]
         base = code.at(self.pointers[place.buffer], code.mul(row, self.layout.strides[place.buffer]))
         return code.at(base, self.layout.offset(place.buffer, place.column))
+
+    def prefetch(self, place: Place, address: str) -> None:
+        """Ask for the same vector of the next time step, which is too far away for the processor to guess.
+
+        Without gradients the input products are still in the second-level cache.
+        """
+        if self.name == "infer" or self.layout.program.buffers.get(place.buffer, _NONE).rows != "time":
+            return
+        code = self.code
+        code.module.declare("llvm.prefetch.p0", "void", ["ptr", "i32", "i32", "i32"])
+        ahead = code.at(address, code.mul(self.ahead, self.layout.strides[place.buffer]))
+        code.do(f"call void @llvm.prefetch.p0(ptr {ahead}, i32 0, i32 3, i32 1)")
 
     def _stage(self, stage: Stage) -> None:
         code = self.code
@@ -304,7 +320,9 @@ class _Values:
         if not expr.shape:
             row = self.text._row(place, self.row)
             return code.splat(code.load_number(row))
-        value = code.load(self.address(place))
+        address = self.address(place)
+        self.text.prefetch(place, address)
+        value = code.load(address)
         return code.compare("une", value, code.constant(0.0)) if expr.is_truth else value
 
     def compute(self, expr: Expr) -> None:
