@@ -88,7 +88,9 @@ class _LoopText:
             for name in (*sorted(used - {"before", "after"}), "scratch", "gathered", "starts")
         }
         self.packed = code.slot("%slots", slots[f"{self.name}_weights"], "ptr")
-        number = {n: code.slot("%slots", slots[n], "i64") for n in ("first", "last", "origin", "direction")}
+        names = ("first", "last", "origin", "direction", "first_row", "last_row")
+        number = {n: code.slot("%slots", slots[n], "i64") for n in names}
+        self.first_row, self.limit = number["first_row"], number["last_row"]
         self.batch = code.slot("%slots", slots["batch"], "i64")
         self.states = []
         for column in range(len(self.layout.program.buffers["states"].columns)):
@@ -109,7 +111,8 @@ class _LoopText:
     def _step(self, step: str, time: str, time_before: str) -> None:
         code = self.code
         self.start = code.slot(self.pointers["starts"], time, "i64")
-        self.rows = str(code.sub(code.slot(self.pointers["starts"], code.add(time, 1), "i64"), self.start))
+        alive = code.sub(code.slot(self.pointers["starts"], code.add(time, 1), "i64"), self.start)
+        self.last_row = code.smaller(alive, self.limit)
         is_first = code.let(f"icmp eq i64 {step}, 0")
         self.is_odd = code.let(f"trunc i64 {step} to i1")
         self.slabs: dict[tuple[str, int], str] = {}
@@ -157,11 +160,11 @@ class _LoopText:
     def _stage(self, stage: Stage) -> None:
         code = self.code
         if stage.scans:
-            with code.loop(0, self.rows) as row:
+            with code.loop(self.first_row, self.last_row) as row:
                 for expr, place in stage.scans:
                     self._scan(expr, self._row(place, row.index), row.index)
         if stage.numbers or stage.stores:
-            with code.loop(0, self.rows) as row:
+            with code.loop(self.first_row, self.last_row) as row:
                 values = _Values(self, row.index, 0)
                 for expr in stage.numbers:
                     if expr in self.sum_columns:
@@ -220,7 +223,7 @@ class _LoopText:
         tilings = self.tilings[id(each)]
         for expr in each.reductions:
             start = code.constant(-math.inf if expr.op == "amax" else 0.0)
-            with code.loop(0, self.rows) as row:
+            with code.loop(self.first_row, self.last_row) as row:
                 code.store(start, self._sum_address(expr, row.index))
         per_group = layout.vectors(each.axis)
         vectors = tilings[0].vectors if tilings else per_group
@@ -230,8 +233,8 @@ class _LoopText:
             # Back and forth: the matrices' last part is still in the first-level cache.
             back = code.sub(blocks - 1, counter.index)
             block = code.let(f"select i1 {self.is_odd}, i64 {back}, i64 {counter.index}")
-            with code.loop(0, self.rows, ROWS) as piece:
-                rows = code.smaller(code.sub(self.rows, piece.index), ROWS)
+            with code.loop(self.first_row, self.last_row, ROWS) as piece:
+                rows = code.smaller(code.sub(self.last_row, piece.index), ROWS)
                 for tiling in tilings:
                     operands: dict[products.Part, tuple[str, Int]] = {}
                     for part in tiling.parts:
