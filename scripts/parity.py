@@ -86,7 +86,7 @@ def distance(value, truth, scale):
 
 def main():
     """Print one line per backend."""
-    for backend in ("aten", "eager"):
+    for backend in ("cpu", "aten", "eager"):
         found = [compare(*case, backend) for case in cases()]
         exact, ratio = (max(column) for column in zip(*found, strict=True))
         print(

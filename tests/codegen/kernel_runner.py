@@ -61,7 +61,7 @@ class KernelRun:
         emitted = kernel.emitted
         self.starts = np.arange(steps + 1, dtype=np.int64) * self.batch
         slots = dict.fromkeys(layout.slots, 0)
-        slots |= {"first": 0, "last": steps, "batch": self.batch}
+        slots |= {"first": 0, "last": steps, "batch": self.batch, "last_row": self.batch}
         slots |= {"origin": steps - 1, "direction": -1} if is_reverse else {"origin": 0, "direction": 1}
         self.keep = [memory.array(max(n, 1)) for n in emitted.weights.values()]
         for name, array in zip(emitted.weights, self.keep, strict=True):
@@ -100,7 +100,10 @@ class KernelRun:
     def call(self, name):
         table = np.array([self.slots[n] for n in self.layout.slots], np.int64)
         self.kernel.pack[name](table.ctypes.data)
-        self.kernel.run[name](table.ctypes.data)
+        cut = self.batch // 2  # as two threads would, one after the other
+        for first, last in ((0, cut), (cut, self.batch)):
+            table[self.layout.slots["first_row"]], table[self.layout.slots["last_row"]] = first, last
+            self.kernel.run[name](table.ctypes.data)
         self.memory.check()
 
     def forward(self, keep=True):

@@ -8,7 +8,9 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import cellfuse as cf
+from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.runtime import choice, cpu, library
+from cellfuse.runtime.fused import Times, fused_step, starts
 from compare import OPTIONS, assert_as_accurate, assert_same
 
 THREE = ["RNN", "GRU", "LSTM"]
@@ -229,3 +231,38 @@ def test_sequences_that_end_early_do_not_touch_each_other():
 def test_the_backend_is_in_the_table():
     assert choice.BACKENDS["cpu"] is cpu
     assert next(iter(choice.BACKENDS)) == "cpu"
+
+
+@pytest.mark.parametrize("name", ["gru", "layer_norm_lstm", "slstm"])
+def test_threads_share_the_batch(name, monkeypatch):
+    monkeypatch.setattr("cellfuse.runtime.fused._WORTH", 1)
+    ours, eager = pair(name, 3, 10, num_layers=1, bidirectional=True)
+    x = torch.randn(9, 37, 3, dtype=torch.float64)
+    torch.set_num_threads(2)
+    try:
+        parts = fused_step(ours.cell, True, sizes_of(ours), torch.float64).parts(
+            Times(starts(9, 37), 37, False)
+        )
+        assert parts == [(0, 19), (19, 37)]
+        got = results(ours, x)
+        with torch.no_grad():
+            output = ours(x)[0]
+    finally:
+        torch.set_num_threads(1)
+    for value, want in zip(got, results(eager, x), strict=True):
+        assert_same(value, want, tolerance=1e-10)
+    assert_same(output, got[0])
+
+
+def sizes_of(layer):
+    return Sizes(layer.hidden_size, layer.proj_size, layer.num_heads)
+
+
+def test_auto_leaves_the_lstm_to_onednn_where_that_is_as_fast():
+    x = torch.randn(4, 3, 8)
+    lstm = cf.LSTM(8, 16)
+    assert choice.choose(lstm._case(x, lstm.initial_states(3, x))) == "aten"
+    for other in (cf.GRU(8, 16), cf.cells.mgu.layer(8, 16)):
+        assert choice.choose(other._case(x, other.initial_states(3, x))) == "cpu"
+    one = cf.LSTM(8, 128)
+    assert choice.choose(one._case(x[:, :1], one.initial_states(1, x))) == "cpu"

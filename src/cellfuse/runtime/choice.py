@@ -18,8 +18,13 @@ def check_name(backend: str) -> None:
 
 
 def reasons(case: Case) -> dict[str, str]:
-    """For every backend why it cannot run the case; empty where it can."""
-    return {name: module.why_not(case) for name, module in BACKENDS.items()}
+    """For every backend why it cannot run the case, or why "auto" passes it over; empty where neither."""
+    return {name: module.why_not(case) or _why_rather_not(name, case) for name, module in BACKENDS.items()}
+
+
+def _why_rather_not(name: str, case: Case) -> str:
+    """Why "auto" passes over a backend that could run the case; empty if it does not."""
+    return cpu.why_rather_not(case) if name == "cpu" else ""
 
 
 def choose(case: Case, backend: str = "auto") -> str:
@@ -33,7 +38,11 @@ def choose(case: Case, backend: str = "auto") -> str:
         if why:
             raise BackendError(f"backend={backend!r} cannot run this: {why}. Use backend='auto'.")
         return backend
-    return next(name for name, module in BACKENDS.items() if not module.why_not(case))
+    return next(
+        name
+        for name, module in BACKENDS.items()
+        if not module.why_not(case) and not _why_rather_not(name, case)
+    )
 
 
 def run(case: Case, backend: str = "auto") -> Result:

@@ -6,7 +6,9 @@ No autograd here: see `op`.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,6 +28,10 @@ from cellfuse.runtime.private import linear
 # Bytes of a chunk of time steps: what stays in the second-level cache between the loop and the large
 # products before and after it.
 CHUNK = 1 << 19
+
+
+# Multiplications, about 0.2 ms of them, from which on another thread is worth starting.
+_WORTH = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,9 @@ class Fused:
         self.widths = [self.layout.width(shape) for shape in self.shapes]
         self.size = self.layout.bits // 8
         self._kernels: dict[tuple[str, ...], Kernel] = {}
-        self._memory: dict[tuple[str, int], tuple[list[tuple[int, int]], int]] = {}
+        self._memory: dict[tuple[str, int, int], tuple[list[tuple[int, int]], int]] = {}
+        matrices = len(self.columns.matrices)
+        self._work = sum(self.widths) * (8 + matrices * sizes.hidden // sizes.heads)
         self._lock = threading.Lock()
 
     def _kernel(self, loop: str) -> Kernel:
@@ -109,11 +117,12 @@ class Fused:
 
     def working_memory(self, kernel: Kernel, loop: str, batch: int) -> tuple[list[tuple[int, int]], int]:
         """((slot, offset in bytes) ..., numbers in all) of what a call needs for itself."""
-        key = (loop, batch)
+        key = (loop, batch, torch.get_num_threads())
         if key not in self._memory:
             emitted, strides = kernel.emitted, self.layout.strides
             sizes = {name: strides[name] * batch for name in (f"{loop}_temp", f"{loop}_numbers")}
-            sizes |= {f"{loop}_weights": emitted.weights[loop], "scratch": emitted.scratch}
+            sizes |= {f"{loop}_weights": emitted.weights[loop]}
+            sizes |= {"scratch": emitted.scratch * torch.get_num_threads()}
             sizes["gathered"] = emitted.gathered * batch
             at, places = 0, []
             for name, size in sizes.items():
@@ -121,6 +130,14 @@ class Fused:
                 at += size * self.size + 63 & -64
             self._memory[key] = places, at // self.size + 16
         return self._memory[key]
+
+    def parts(self, times: Times) -> list[tuple[int, int]]:
+        """The sequences in as many parts as threads are worth starting, which takes about 50 us."""
+        batch = times.batch
+        worth = times.steps * batch * self._work // _WORTH
+        count = min(torch.get_num_threads(), batch // 8, worth) if batch >= 16 else 1
+        size = -(-batch // max(count, 1))
+        return [(at, min(at + size, batch)) for at in range(0, batch, size)]
 
     def _chunks(self, times: Times, numbers: int) -> list[tuple[int, int]]:
         """Steps in pieces of about CHUNK bytes, at `numbers` a row."""
@@ -387,11 +404,10 @@ class _Call:
             table[slot] = base + offset
         self.memory = (ctypes.c_int64 * len(table))()
         self.address = ctypes.addressof(self.memory)
-        self._store()
+        self.memory[:] = table  # type: ignore[assignment]
         kernel.pack[loop](self.address)
-
-    def _store(self) -> None:
-        self.memory[:] = self.table  # type: ignore[assignment]
+        self.scratch = kernel.emitted.scratch * self.size
+        self.parts = fused.parts(times)
 
     def give(self, name: str, tensor: Tensor, first_row: int = 0) -> None:
         """Point a slot to a tensor whose first row is the given one of the whole sequence."""
@@ -405,7 +421,32 @@ class _Call:
         self.table[first : first + 3] = slabs.data_ptr(), initial.data_ptr(), mask
 
     def run(self, first: int, last: int) -> None:
-        """Run some steps, counted in the order of computation."""
-        self.table[:2] = first, last
-        self._store()
-        self.run_loop(self.address)
+        """Run some steps, counted in the order of computation; threads share the sequences."""
+        table = self.table
+        table[0], table[1] = first, last
+        if len(self.parts) == 1:
+            table[2], table[3] = self.parts[0]
+            self.memory[:] = table  # type: ignore[assignment]
+            self.run_loop(self.address)
+            return
+        tables = []
+        for thread, part in enumerate(self.parts):
+            table[2], table[3] = part
+            memory = (ctypes.c_int64 * len(table))(*table)
+            memory[self.slots["scratch"]] += thread * self.scratch
+            tables.append(memory)
+        others = [_threads().submit(self.run_loop, ctypes.addressof(memory)) for memory in tables[1:]]
+        self.run_loop(ctypes.addressof(tables[0]))
+        for other in others:
+            other.result()
+
+
+_pool: dict[int, ThreadPoolExecutor] = {}
+
+
+def _threads() -> ThreadPoolExecutor:
+    """Python threads, which run kernels at the same time because their calls release the lock."""
+    process = os.getpid()  # a forked process has none of its parent's threads
+    if process not in _pool:
+        _pool[process] = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "cellfuse")
+    return _pool[process]

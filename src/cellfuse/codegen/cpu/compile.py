@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import llvmlite.binding as llvm
 
+from cellfuse.codegen import cache
 from cellfuse.codegen.cpu.emit import LOOPS, Emitted, emit
 from cellfuse.codegen.cpu.layout import Layout
 from cellfuse.codegen.cpu.target import Target, features
@@ -32,7 +33,9 @@ class Kernel:
     def __init__(self, layout: Layout, loops: tuple[str, ...] = LOOPS) -> None:
         self.layout = layout
         self.emitted: Emitted = emit(layout, loops)
-        self._engine = _link(object_code(self.emitted.text, layout.target), layout.target)
+        text, target = self.emitted.text, layout.target
+        parts = (text, llvm.get_host_cpu_name(), features(target), str(llvm.llvm_version_info))
+        self._engine = _link(cache.load(parts, lambda: object_code(text, target)), target)
         address = self._engine.get_function_address
         self.run = {name: _FUNCTION(address(f"run_{name}")) for name in loops}
         self.pack = {name: _FUNCTION(address(f"pack_{name}")) for name in loops}

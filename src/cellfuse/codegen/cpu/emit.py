@@ -10,10 +10,11 @@ from cellfuse.codegen.cpu.layout import Layout
 from cellfuse.codegen.cpu.products import ROWS, Tiling
 from cellfuse.codegen.cpu.spell import SPELL
 from cellfuse.codegen.cpu.text import Code, Int, Module
-from cellfuse.codegen.program import Loop, Map, Place, Stage, arguments
+from cellfuse.codegen.program import Buffer, Loop, Map, Place, Stage, arguments
 from cellfuse.codegen.schedule import REDUCTIONS
 from cellfuse.graph.expr import Expr
 
+_NONE = Buffer("once", ())
 LOOPS = ("infer", "forward", "backward")
 
 
@@ -87,12 +88,17 @@ class _LoopText:
             for name in (*sorted(used - {"before", "after"}), "scratch", "gathered", "starts")
         }
         self.packed = code.slot("%slots", slots[f"{self.name}_weights"], "ptr")
-        number = {n: code.slot("%slots", slots[n], "i64") for n in ("first", "last", "origin", "direction")}
+        names = ("first", "last", "origin", "direction", "first_row", "last_row")
+        number = {n: code.slot("%slots", slots[n], "i64") for n in names}
+        self.first_row, self.limit = number["first_row"], number["last_row"]
         self.batch = code.slot("%slots", slots["batch"], "i64")
         self.states = []
         for column in range(len(self.layout.program.buffers["states"].columns)):
             of = [code.slot("%slots", slots[f"{n}.{column}"], "ptr") for n in ("states", "initial")]
             self.states.append((*of, code.slot("%slots", slots[f"mask.{column}"], "i64")))
+        self.ahead = code.mul(self.batch, number["direction"])
+        if self.name == "backward":
+            self.ahead = code.sub(0, self.ahead)
         with code.loop(number["first"], number["last"]) as loop:
             step = loop.index
             if self.name == "backward":
@@ -105,7 +111,8 @@ class _LoopText:
     def _step(self, step: str, time: str, time_before: str) -> None:
         code = self.code
         self.start = code.slot(self.pointers["starts"], time, "i64")
-        self.rows = str(code.sub(code.slot(self.pointers["starts"], code.add(time, 1), "i64"), self.start))
+        alive = code.sub(code.slot(self.pointers["starts"], code.add(time, 1), "i64"), self.start)
+        self.last_row = code.smaller(alive, self.limit)
         is_first = code.let(f"icmp eq i64 {step}, 0")
         self.is_odd = code.let(f"trunc i64 {step} to i1")
         self.slabs: dict[tuple[str, int], str] = {}
@@ -138,14 +145,26 @@ class _LoopText:
         base = code.at(self.pointers[place.buffer], code.mul(row, self.layout.strides[place.buffer]))
         return code.at(base, self.layout.offset(place.buffer, place.column))
 
+    def prefetch(self, place: Place, address: str) -> None:
+        """Ask for the same vector of the next time step, which is too far away for the processor to guess.
+
+        Without gradients the input products are still in the second-level cache.
+        """
+        if self.name == "infer" or self.layout.program.buffers.get(place.buffer, _NONE).rows != "time":
+            return
+        code = self.code
+        code.module.declare("llvm.prefetch.p0", "void", ["ptr", "i32", "i32", "i32"])
+        ahead = code.at(address, code.mul(self.ahead, self.layout.strides[place.buffer]))
+        code.do(f"call void @llvm.prefetch.p0(ptr {ahead}, i32 0, i32 3, i32 1)")
+
     def _stage(self, stage: Stage) -> None:
         code = self.code
         if stage.scans:
-            with code.loop(0, self.rows) as row:
+            with code.loop(self.first_row, self.last_row) as row:
                 for expr, place in stage.scans:
                     self._scan(expr, self._row(place, row.index), row.index)
         if stage.numbers or stage.stores:
-            with code.loop(0, self.rows) as row:
+            with code.loop(self.first_row, self.last_row) as row:
                 values = _Values(self, row.index, 0)
                 for expr in stage.numbers:
                     if expr in self.sum_columns:
@@ -204,7 +223,7 @@ class _LoopText:
         tilings = self.tilings[id(each)]
         for expr in each.reductions:
             start = code.constant(-math.inf if expr.op == "amax" else 0.0)
-            with code.loop(0, self.rows) as row:
+            with code.loop(self.first_row, self.last_row) as row:
                 code.store(start, self._sum_address(expr, row.index))
         per_group = layout.vectors(each.axis)
         vectors = tilings[0].vectors if tilings else per_group
@@ -214,8 +233,8 @@ class _LoopText:
             # Back and forth: the matrices' last part is still in the first-level cache.
             back = code.sub(blocks - 1, counter.index)
             block = code.let(f"select i1 {self.is_odd}, i64 {back}, i64 {counter.index}")
-            with code.loop(0, self.rows, ROWS) as piece:
-                rows = code.smaller(code.sub(self.rows, piece.index), ROWS)
+            with code.loop(self.first_row, self.last_row, ROWS) as piece:
+                rows = code.smaller(code.sub(self.last_row, piece.index), ROWS)
                 for tiling in tilings:
                     operands: dict[products.Part, tuple[str, Int]] = {}
                     for part in tiling.parts:
@@ -307,7 +326,9 @@ class _Values:
         if not expr.shape:
             value = code.splat(code.load_number(self.text._row(place, self.row)))
         else:
-            value = code.load(self.address(place))
+            address = self.address(place)
+            self.text.prefetch(place, address)
+            value = code.load(address)
         return code.compare("une", value, code.constant(0.0)) if expr.is_truth else value
 
     def compute(self, expr: Expr) -> None:

@@ -18,6 +18,8 @@ from cellfuse.graph.ops import Shape
 NUMBERS = (
     "first",  # time steps are counted in the order of the computation; run those from `first`
     "last",  # up to and without `last`
+    "first_row",  # of each time step those sequences from `first_row`
+    "last_row",  # up to and without `last_row`: threads share the batch
     "origin",  # the time of step 0: 0, or T - 1 in the reverse direction
     "direction",  # 1, or -1 in the reverse direction
     "batch",  # rows of a slab
