@@ -10,6 +10,7 @@ from cellfuse.bench.contestants import Loop, contestants
 from cellfuse.cli import main
 
 SMALL = [BenchCase(name, 3, 2, 8) for name in cf.cells.CELLS]
+FORMS = [BenchCase(name, 5, 3, 8, form) for name in ("lstm", "gru", "rnn") for form in ("ragged", "stream")]
 
 
 @pytest.fixture
@@ -31,6 +32,29 @@ def test_every_cell_is_checked_and_timed(case, kind, monkeypatch):
     assert (outcome.ratio("torch.nn") is not None) == (case.cell in ("lstm", "gru", "rnn"))
 
 
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        (case, kind)
+        for case in FORMS
+        for kind in measure.PASSES
+        if (case.form, kind) != ("stream", "training")
+    ],
+    ids=str,
+)
+def test_ragged_and_streamed_cases_are_checked_and_timed(case, kind, monkeypatch):
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0)
+    outcome = measure.measure(case, kind, backend="auto", rounds=2)
+    assert not outcome.wrong
+    others = {"torch.nn", "loop"} | ({"torch.nn cell"} if case.form == "stream" else set())
+    assert all(outcome.ratio(other) > 0 for other in others)
+
+
+def test_ragged_lengths_fall_from_T_to_a_quarter():
+    assert BenchCase("gru", 100, 4, 8, "ragged").lengths == [100, 75, 50, 25]
+    assert BenchCase("gru", 100, 1, 8, "ragged").lengths == [100]
+
+
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 def test_the_loop_is_torchs_layer(name):
     case = BenchCase(name, 4, 3, 5)
@@ -38,8 +62,8 @@ def test_the_loop_is_torchs_layer(name):
     assert isinstance(found["loop"], Loop)
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     for kind in measure.PASSES:
-        ours = measure.results(found["loop"], kind, x)
-        theirs = measure.results(found["torch.nn"], kind, x)
+        ours = measure.results(case, found["loop"], kind, x)
+        theirs = measure.results(case, found["torch.nn"], kind, x)
         assert ours.keys() == theirs.keys()
         for key in ours:
             torch.testing.assert_close(ours[key], theirs[key])
@@ -49,8 +73,8 @@ def test_the_loop_is_torchs_layer(name):
 def test_a_wrong_contestant_is_caught_and_not_timed(what, monkeypatch):
     right = measure.results
 
-    def results(module, kind, input):
-        found = right(module, kind, input)
+    def results(case, module, kind, input):
+        found = right(case, module, kind, input)
         if isinstance(module, cf.Layer):
             key = "output" if what == "output" else "gradient of weight_hh"
             found[key] = found[key] * 1.0001
@@ -67,14 +91,16 @@ def test_a_result_that_is_not_a_number_is_wrong(monkeypatch):
     modules = contestants(case, "aten", torch.float32)
     with torch.no_grad():
         modules["cellfuse"].bias_hh_l0.fill_(float("nan"))
-    _, wrong = measure.check(case, "inference", modules, torch.randn(3, 2, 8))
+    weights = contestants(case, "aten", torch.float32)["cellfuse"].state_dict()
+    _, wrong = measure.check(case, "inference", modules, torch.randn(3, 2, 8), weights)
     assert "nan" in wrong
 
 
 def test_names_are_unique_and_select_by_pattern():
-    assert len(CASES) == 24 + len(cf.cells.CELLS)
+    assert len(CASES) == 24 + 6 + len(cf.cells.CELLS)
     assert {case.cell for case in select(["gru/*"])} == {"gru"}
     assert len(select(["*-B32-H128"])) == 3
+    assert select(["lstm/*-stream"])[0].form == "stream"
     with pytest.raises(cf.errors.OptionError, match="no case matches 'gruu"):
         select(["gruu/*"])
 

@@ -11,12 +11,17 @@ from cellfuse.errors import OptionError
 
 @dataclass(frozen=True)
 class BenchCase:
-    """One cell at one size: T time steps, B sequences, I input features, H hidden units."""
+    """One cell at one size: T time steps, B sequences, I input features, H hidden units.
+
+    form: "" for equal lengths; "ragged" for packed sequences of lengths from T/4 to T; "stream" for one
+    time step a call, without gradients.
+    """
 
     cell: str
     T: int
     B: int
     H: int
+    form: str = ""
 
     @property
     def I(self) -> int:  # noqa: E743 - the letter of every shape
@@ -26,7 +31,12 @@ class BenchCase:
     @property
     def name(self) -> str:
         """What `cellfuse bench` calls it."""
-        return f"{self.cell}/T{self.T}-B{self.B}-H{self.H}"
+        return f"{self.cell}/T{self.T}-B{self.B}-H{self.H}" + (f"-{self.form}" if self.form else "")
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the sequences, longest first."""
+        return [self.T - k * (self.T - self.T // 4) // max(1, self.B - 1) for k in range(self.B)]
 
 
 # Streaming-like to large; every one has a known limit of the hardware in the kernels' design.
@@ -41,6 +51,8 @@ SHAPES = (
     (1000, 1, 128),
 )
 HEART = ("lstm", "gru", "rnn")
+RAGGED = (100, 32, 128)
+STREAM = (100, 1, 256)
 OTHERS = (50, 16, 64)
 
 # What a cell cannot be made without.
@@ -50,6 +62,8 @@ CASES: dict[str, BenchCase] = {
     case.name: case
     for case in [
         *(BenchCase(cell, *shape) for cell in HEART for shape in SHAPES),
+        *(BenchCase(cell, *RAGGED, "ragged") for cell in HEART),
+        *(BenchCase(cell, *STREAM, "stream") for cell in HEART),
         *(BenchCase(cell, *OTHERS) for cell in cells.CELLS),
     ]
 }

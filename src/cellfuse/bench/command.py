@@ -17,6 +17,10 @@ median. Each case is checked against float64 first; a wrong one is not timed. Ra
 time over ours: above 1, cellfuse is faster."""
 
 
+# Whom we are compared with; "torch.nn cell" is the one-step module, for streams only.
+OTHERS = ("torch.nn", "torch.nn cell", "loop")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add every option."""
     parser.description = DESCRIPTION
@@ -64,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     with console.status("") as status:
         for number, case in enumerate(chosen):
             for kind in kinds:
+                if case.form == "stream" and kind == "training":
+                    continue
                 status.update(f"{number + 1} of {len(chosen)}: {case.name} {kind}")
                 outcome = measure(case, kind, backend=args.backend, rounds=args.rounds)
                 outcomes.append(outcome)
@@ -86,7 +92,7 @@ def line(outcome: Any) -> dict[str, Any]:
             t.contestant: {"median": t.median, "quartiles": [t.low, t.high], "error": t.error}
             for t in outcome.timings
         },
-        "ratios": {other: outcome.ratio(other) for other in ("torch.nn", "loop") if outcome.ratio(other)},
+        "ratios": {other: outcome.ratio(other) for other in OTHERS if outcome.ratio(other)},
     }
 
 
@@ -94,10 +100,14 @@ def table(outcomes: list[Any]) -> Any:
     """Everything that was measured, with the geometric means of the ratios last."""
     from rich.table import Table
 
-    made = Table(box=None, title="milliseconds; torch.nn's and the loop's time / ours", padding=(0, 1, 0, 0))
+    made = Table(
+        box=None,
+        title="milliseconds; t/o: torch.nn's time / ours, c: its one-step cell, l: loop",
+        padding=(0, 1, 0, 0),
+    )
     for name in ("case", "pass", "backend"):
         made.add_column(name, no_wrap=True)
-    for name in ("ours", "torch", "loop", "t/o", "l/o"):
+    for name in ("ours", "torch", "loop", "t/o", "c/o", "l/o"):
         made.add_column(name, justify="right", no_wrap=True)
     for outcome in outcomes:
         head = (outcome.case.name, outcome.kind, outcome.backend)
@@ -106,8 +116,8 @@ def table(outcomes: list[Any]) -> Any:
             continue
         times = {timing.contestant: f"{timing.median * 1e3:.3g}" for timing in outcome.timings}
         cells = [times.get(name, "") for name in ("cellfuse", "torch.nn", "loop")]
-        made.add_row(*head, *cells, *(_ratio(outcome.ratio(other)) for other in ("torch.nn", "loop")))
-    means = [_ratio(_mean([o.ratio(other) for o in outcomes])) for other in ("torch.nn", "loop")]
+        made.add_row(*head, *cells, *(_ratio(outcome.ratio(other)) for other in OTHERS))
+    means = [_ratio(_mean([o.ratio(other) for o in outcomes])) for other in OTHERS]
     made.add_section()
     made.add_row("geometric mean", "", "", "", "", "", *means)
     return made

@@ -16,6 +16,7 @@ from cellfuse.bench.cases import OPTIONS, BenchCase
 from cellfuse.nn import Layer
 
 TORCH = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+TORCH_CELLS = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}
 States = tuple[Tensor, ...]
 
 
@@ -59,37 +60,93 @@ class Loop(nn.Module):
 
     def forward(self, input: Tensor) -> tuple[Tensor, States]:
         """Input [T, B, I] -> output [T, B, H] and the final states [1, B, H]."""
-        products = F.linear(input, self.weight_ih, self.bias_ih)
-        states = (input.new_zeros(input.shape[1], self.hidden_size),) * self.num_states
+        states = self.zeros(input.shape[1], input)
         outputs = []
-        for product in products:
+        for product in F.linear(input, self.weight_ih, self.bias_ih):
             states = self.step(product, states)
             outputs.append(states[0])
         return torch.stack(outputs), tuple(state.unsqueeze(0) for state in states)
 
+    def zeros(self, batch: int, like: Tensor) -> States:
+        """The states before the first time step."""
+        return (like.new_zeros(batch, self.hidden_size),) * self.num_states
 
-def contestants(case: BenchCase, backend: str, dtype: torch.dtype) -> dict[str, nn.Module]:
+    def one_step(self, x_t: Tensor, states: States | None) -> tuple[Tensor, States]:
+        """One time step with its own input product, as in a stream."""
+        states = self.zeros(len(x_t), x_t) if states is None else states
+        states = self.step(F.linear(x_t, self.weight_ih, self.bias_ih), states)
+        return states[0], states
+
+
+class Stream(nn.Module):
+    """A module that runs a sequence one time step a call, by `step(x_t, state) -> (y_t, state)`."""
+
+    def __init__(self, module: nn.Module, step: Callable) -> None:
+        super().__init__()
+        self.module, self.step = module, step
+
+    def forward(self, input: Tensor) -> tuple[Tensor, States]:
+        """As `Loop.forward`."""
+        state, outputs = None, []
+        for x_t in input:
+            y_t, state = self.step(x_t, state)
+            outputs.append(y_t)
+        states = state if isinstance(state, tuple) else (state,)
+        return torch.stack(outputs), tuple(s if s.dim() == 3 else s.unsqueeze(0) for s in states)
+
+
+def contestants(
+    case: BenchCase, backend: str, dtype: torch.dtype, weights: dict[str, Tensor] | None = None
+) -> dict[str, nn.Module]:
     """Modules by name, ours first; "loop" is always there and is what results are checked against.
 
-    For a cell that is not LSTM, GRU or RNN the loop is our eager backend: the cell's own equations,
-    operation by operation.
+    For a cell that is not LSTM, GRU or RNN, and for ragged input, the loop is our eager backend: the
+    cell's own equations, operation by operation.
+
+    weights: of all; None draws new ones.
     """
     torch.manual_seed(0)
     cell, options = cells.find(case.cell), OPTIONS.get(case.cell, {})
-
-    def layer(which: str) -> Layer:
-        return cell.layer(case.I, case.H, dtype=dtype, backend=which, **options)
-
-    ours = layer(backend)
+    ours = cell.layer(case.I, case.H, dtype=dtype, backend=backend, **options)
+    ours.load_state_dict(weights or ours.state_dict())
+    if case.form == "stream":
+        return _streams(case, ours)
     found: dict[str, nn.Module] = {"cellfuse": ours}
     if case.cell in TORCH:
         found["torch.nn"] = TORCH[case.cell](case.I, case.H, dtype=dtype)
-        found["torch.nn"].load_state_dict(ours.state_dict())
-        found["loop"] = Loop(ours)
-    else:
-        found["loop"] = layer("eager")
-        found["loop"].load_state_dict(ours.state_dict())
-    return found
+    if case.cell in TORCH and not case.form:
+        return found | {"torch.nn": _with(found["torch.nn"], ours), "loop": Loop(ours)}
+    found["loop"] = cell.layer(case.I, case.H, dtype=dtype, backend="eager", **options)
+    return {name: _with(module, ours) for name, module in found.items()}
+
+
+def _streams(case: BenchCase, ours: Layer) -> dict[str, nn.Module]:
+    """One time step a call; torch.nn both as a layer at T=1 and as its one-step cell."""
+    dtype, loop = next(ours.parameters()).dtype, Loop(ours)
+    theirs = _with(TORCH[case.cell](case.I, case.H, dtype=dtype), ours)
+    one = TORCH_CELLS[case.cell](case.I, case.H, dtype=dtype)
+    one.load_state_dict({name.removesuffix("_l0"): value for name, value in ours.state_dict().items()})
+
+    def layer_step(x_t: Tensor, state: States | None) -> tuple[Tensor, States]:
+        output, state = theirs(x_t.unsqueeze(0), state)
+        return output[0], state
+
+    def cell_step(x_t: Tensor, state: States | None) -> tuple[Tensor, States]:
+        state = one(x_t, state)
+        return (state[0] if isinstance(state, tuple) else state), state
+
+    return {
+        "cellfuse": Stream(ours, ours.step),
+        "torch.nn": Stream(theirs, layer_step),
+        "torch.nn cell": Stream(one, cell_step),
+        "loop": Stream(loop, loop.one_step),
+    }
+
+
+def _with(module: nn.Module, ours: Layer) -> nn.Module:
+    if module is not ours:
+        module.load_state_dict(ours.state_dict())
+    return module
 
 
 def gradients(module: nn.Module, loss: Tensor, input: Tensor) -> dict[str, Tensor]:

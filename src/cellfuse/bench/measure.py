@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from cellfuse.bench.cases import BenchCase
 from cellfuse.bench.contestants import contestants, gradients
+from cellfuse.nn import Layer
 
 PASSES = ("inference", "training")
 # Twice the error of a plain run in the same precision, as for every result of this library.
@@ -68,14 +70,15 @@ def measure(case: BenchCase, kind: str, *, backend: str, rounds: int) -> Outcome
         rounds: how often each is timed.
     """
     modules = contestants(case, backend, torch.float32)
-    ours = modules["cellfuse"]
+    ours = next(module for module in modules["cellfuse"].modules() if isinstance(module, Layer))
     input = torch.randn(case.T, case.B, case.I, generator=torch.Generator().manual_seed(1))
-    chosen = next(name for name, why in ours.why_not(input).items() if not why)  # type: ignore[operator]
-    chosen = chosen if backend == "auto" else backend
-    errors, wrong = check(case, kind, modules, input)
+    with torch.set_grad_enabled(kind == "training"):
+        reasons = ours.why_not(pack(case, input[:1] if case.form == "stream" else input))
+    chosen = backend if backend != "auto" else next(name for name, why in reasons.items() if not why)
+    errors, wrong = check(case, kind, modules, input, ours.state_dict())
     if wrong:
         return Outcome(case, kind, chosen, (), wrong)
-    runs = {name: _run(module, kind, input) for name, module in modules.items()}
+    runs = {name: _run(case, module, kind, input) for name, module in modules.items()}
     times = _interleave(runs, rounds)
     timings = []
     for name, samples in times.items():
@@ -85,16 +88,14 @@ def measure(case: BenchCase, kind: str, *, backend: str, rounds: int) -> Outcome
 
 
 def check(
-    case: BenchCase, kind: str, modules: dict[str, nn.Module], input: Tensor
+    case: BenchCase, kind: str, modules: dict[str, nn.Module], input: Tensor, weights: dict[str, Tensor]
 ) -> tuple[dict[str, float], str]:
     """(error of each contestant against the float64 loop, what is wrong with ours or "")."""
-    exact = contestants(case, "eager", torch.float64)["loop"]
-    weights = modules["loop"].state_dict()
-    exact.load_state_dict({name: value.double() for name, value in weights.items()})
-    want = results(exact, kind, input.double())
+    exact = contestants(case, "eager", torch.float64, weights)["loop"]
+    want = results(case, exact, kind, input.double())
     errors: dict[str, dict[str, float]] = {}
     for name, module in modules.items():
-        got = results(module, kind, input)
+        got = results(case, module, kind, input)
         errors[name] = {key: _distance(value, want[key]) for key, value in got.items()}
     baseline = errors.get("torch.nn", errors["loop"])
     for key, error in errors["cellfuse"].items():
@@ -104,11 +105,17 @@ def check(
     return {name: max(each.values()) for name, each in errors.items()}, ""
 
 
-def results(module: nn.Module, kind: str, input: Tensor) -> dict[str, Tensor]:
+def pack(case: BenchCase, input: Tensor) -> Tensor | PackedSequence:
+    """The input as the case's layers take it; packed for a ragged case."""
+    return pack_padded_sequence(input, case.lengths) if case.form == "ragged" else input
+
+
+def results(case: BenchCase, module: nn.Module, kind: str, input: Tensor) -> dict[str, Tensor]:
     """Everything one pass gives, by name."""
     input = input.detach().clone().requires_grad_(kind == "training")
     with torch.set_grad_enabled(kind == "training"):
-        output, states = module(input)
+        output, states = module(pack(case, input))
+        output = _values(output)
         states = states if isinstance(states, tuple) else (states,)
         found = {"output": output, **{f"state {k}": state for k, state in enumerate(states)}}
         if kind == "training":
@@ -128,22 +135,26 @@ def _distance(value: Tensor, truth: Tensor) -> float:
     return ((value.double() - truth).norm() / truth.norm().clamp_min(1e-30)).item()
 
 
-def _run(module: nn.Module, kind: str, input: Tensor) -> Callable[[], None]:
+def _run(case: BenchCase, module: nn.Module, kind: str, input: Tensor) -> Callable[[], None]:
     """One pass to be timed."""
     leaf = input.detach().clone().requires_grad_(kind == "training")
-    wanted = [leaf, *module.parameters()]
+    given, wanted = pack(case, leaf), [leaf, *module.parameters()]
     with torch.no_grad():
-        seed = torch.ones_like(module(leaf)[0])
+        seed = torch.ones_like(_values(module(given)[0]))
 
     def infer() -> None:
         with torch.no_grad():
-            module(leaf)
+            module(given)
 
     def train() -> None:
-        output, _ = module(leaf)
-        torch.autograd.grad(output, wanted, seed, allow_unused=True)
+        output, _ = module(given)
+        torch.autograd.grad(_values(output), wanted, seed, allow_unused=True, retain_graph=case.form != "")
 
     return train if kind == "training" else infer
+
+
+def _values(output: Tensor | PackedSequence) -> Tensor:
+    return output.data if isinstance(output, PackedSequence) else output
 
 
 def _interleave(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
