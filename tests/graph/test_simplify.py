@@ -43,6 +43,7 @@ CASES = {
         (node("div", a, 1.0), a),
         (node("div", a, a), node("div", a, a)),
         (node("div", 0.0, a), node("div", 0.0, a)),
+        (node("div", 0.0, s), node("div", 0.0, s)),  # NaN where s is 0
         (node("div", 1.0, 0.0), constant(math.inf)),
     ],
     "neg": [(node("neg", minus_a), a), (node("neg", 2.0), constant(-2.0))],

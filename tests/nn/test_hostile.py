@@ -31,6 +31,16 @@ def test_empty_and_tiny_sequences(name, directions, T, B):
 
 
 @pytest.mark.parametrize("name", THREE)
+@pytest.mark.parametrize(("T", "B"), [(0, 2), (3, 0), (0, 0)])
+def test_empty_sequences_where_torch_has_an_operator(name, T, B):
+    """torch's operators refuse them; the layer runs them elsewhere."""
+    layer = getattr(cf, name)(3, 4, 2, bidirectional=True)
+    x = torch.randn(T, B, 3)
+    assert layer(x)[0].shape == (T, B, 8)
+    assert "empty" in layer.why_not(x)["aten"]
+
+
+@pytest.mark.parametrize("name", THREE)
 def test_one_unit_and_one_feature(name):
     theirs, ours = getattr(torch.nn, name)(1, 1), getattr(cf, name)(1, 1)
     ours.load_state_dict(theirs.state_dict())

@@ -211,6 +211,29 @@ def test_named_gates_constants_and_operands():
     assert pickle.loads(pickle.dumps(layer))(x)[0].equal(output)
 
 
+@cf.cell(
+    gates="fn",
+    initial={
+        "bias_ih": 0.0,
+        "bias_ih.n": 3.0,
+        "weight_hh.n": (5.0, 6.0),
+        "weight_hh.f": torch.nn.init.zeros_,
+    },
+    source="none: a cell of the tests",
+)
+def started(gate, h):
+    """One step of a cell whose gates start differently."""
+    return torch.sigmoid(gate.f) * h + gate.n
+
+
+def test_initial_values_go_to_the_gate_they_name():
+    layer = started.layer(3, 4)
+    assert layer.bias_ih_l0.tolist() == [0.0] * 4 + [3.0] * 4
+    assert torch.equal(layer.weight_hh_l0[:4], torch.zeros(4, 4))
+    assert layer.weight_hh_l0[4:].min() >= 5
+    assert layer.weight_ih_l0.abs().max() <= 0.5
+
+
 def test_step_of_a_bidirectional_layer_says_why_not():
     with pytest.raises(cf.errors.InputError, match="reverse direction starts at the last"):
         cf.LSTM(3, 4, bidirectional=True).step(torch.randn(2, 3))
