@@ -121,7 +121,7 @@ def test_command_prints_a_table_and_writes_lines(small_cases, tmp_path, capsys):
 
 def test_a_wrong_case_gives_status_1(small_cases, monkeypatch, capsys):
     monkeypatch.setattr(measure, "check", lambda *_: ({}, "output: error 1"))
-    assert main(["bench", "gru/*", "--rounds", "1"]) == 1
+    assert main(["bench", "gru/*", "--rounds", "2"]) == 1
     assert "WRONG" in capsys.readouterr().out
 
 

@@ -229,24 +229,6 @@ def test_results_line(train):
     assert names <= line.keys()
 
 
-def test_the_commit_is_of_this_package_s_repository_only(tmp_path, monkeypatch):
-    package = tmp_path / "site" / "cellfuse"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    monkeypatch.setattr(results.cellfuse, "__file__", str(package / "__init__.py"))
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    (tmp_path / "theirs").write_text("")
-    subprocess.run([*git, "add", "theirs"], check=True)
-    subprocess.run([*git, "commit", "-qm", "theirs"], check=True)
-    assert results.commit() is None
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "-qm", "ours"], check=True)
-    assert re.fullmatch("[0-9a-f]{12}", results.commit() or "")
-    (tmp_path / "theirs").write_text("changed")
-    assert (results.commit() or "").endswith("-dirty")
-
-
 def test_json_is_one_line_on_standard_output(train, capfd):
     words = ("--cell", "gru", "--hidden-size", "4", "--set", "length=4", "--steps", "1", "--json")
     assert train("adding", *words) == 0

@@ -6,8 +6,8 @@ import argparse
 import json
 import math
 import platform
-import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--list", action="store_true", help="print the names of all cases and exit")
     add("--pass", dest="kind", choices=("inference", "training", "both"), default="both", help="(both)")
     add("--backend", default="auto", help="of our layer: auto, or one by name (auto)")
-    add("--rounds", type=_positive, default=15, metavar="N", help="samples of each contestant (15)")
-    add("--threads", type=_positive, default=1, metavar="N", help="torch's threads (1)")
-    add("--json", type=Path, metavar="FILE", help="append one line of JSON per case and pass")
+    add("--rounds", type=_at_least(2), default=15, metavar="N", help="samples of each contestant (15)")
+    add("--threads", type=_at_least(1), default=1, metavar="N", help="torch's threads (1)")
+    add("--json", type=_json_file, metavar="FILE", help="append one line of JSON per case and pass")
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 on")
-    return int(text)
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: a whole number from {least} on")
+        return int(text)
+
+    return number
+
+
+def _json_file(text: str) -> Path:
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: {error.strerror}") from None
+    return path
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +87,6 @@ def run(args: argparse.Namespace) -> int:
                 outcome = measure(case, kind, backend=args.backend, rounds=args.rounds)
                 outcomes.append(outcome)
                 if args.json:
-                    args.json.parent.mkdir(parents=True, exist_ok=True)
                     with args.json.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(line(outcome) | facts) + "\n")
     console.print(table(outcomes))
@@ -137,37 +149,14 @@ def about(threads: int) -> dict[str, Any]:
     import torch
 
     import cellfuse
+    from cellfuse.origin import commit, processor
 
     return {
         "cellfuse": cellfuse.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": threads,
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def _commit() -> str:
-    """Of the checkout this runs from, with + if files differ from it; empty outside of one."""
-    here = Path(__file__).parent
-    try:
-        name = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=10"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-        )
-    except OSError:
-        return ""
-    return name.stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [row.partition(":")[2].strip() for row in text.splitlines() if row.startswith("model name")]
-    return names[0] if names else platform.machine()

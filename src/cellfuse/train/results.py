@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import cellfuse
+from cellfuse.origin import commit
 from cellfuse.train.loop import Loop
 
 FILE = "results.jsonl"
@@ -65,25 +65,6 @@ def append(out: Path, found: dict[str, Any]) -> None:
     """Add the line to the run's file."""
     with (out / FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(found) + "\n")
-
-
-def commit() -> str | None:
-    """The commit cellfuse runs from, "-dirty" with local changes; None outside its repository."""
-    folder = Path(cellfuse.__file__).parent
-    # A package installed below somebody else's repository is not tracked there.
-    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None
-    return _git(folder, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", folder, *words], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _version(name: str) -> str | None:
