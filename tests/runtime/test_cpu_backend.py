@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 import cellfuse as cf
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.runtime import choice, cpu, library
-from cellfuse.runtime.fused import Times, fused_step, starts
+from cellfuse.runtime.fused import fused_step
+from cellfuse.runtime.times import Times, starts
 from compare import OPTIONS, assert_as_accurate, assert_same
 
 THREE = ["RNN", "GRU", "LSTM"]

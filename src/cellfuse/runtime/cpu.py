@@ -12,13 +12,14 @@ from torch import Tensor
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.runtime import aten, eager, library, op
 from cellfuse.runtime.case import Case, Result
-from cellfuse.runtime.fused import Times, fused_step, starts
+from cellfuse.runtime.fused import fused_step
 from cellfuse.runtime.private import (
     is_any_autocast_enabled,
     is_dispatch_mode_active,
     is_forward_ad_active,
     is_functorch_active,
 )
+from cellfuse.runtime.times import Times, starts
 
 
 def why_not(case: Case) -> str:
