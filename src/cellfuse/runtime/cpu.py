@@ -39,11 +39,15 @@ def why_not(case: Case) -> str:
         return "autocast asks for a lower precision, which CPU kernels do not have"
     if is_dispatch_mode_active():
         return "a torch dispatch mode is active, which could not see into the kernel"
+    if torch.jit.is_tracing():
+        return "torch.jit.trace cannot see into the kernel and would record its result as a constant"
     for name, value in case.tensors():
         if value.dtype != input.dtype or value.device != input.device:
             return f"{name} is {value.dtype} on {value.device}, the input {input.dtype} on {input.device}"
         if type(value) not in (Tensor, torch.nn.Parameter):
             return f"{name} is a {type(value).__name__}, which may not be plain memory"
+        if value.layout is not torch.strided or value.is_neg():
+            return f"{name} is a {value.layout} or negated view, which is not plain memory"
     return ""
 
 

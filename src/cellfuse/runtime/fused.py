@@ -214,8 +214,9 @@ class Fused:
             return slab[0].clone()
         if times.batch_sizes is None:
             return slab[-1].clone()
-        lengths = (times.batch_sizes.unsqueeze(0) > torch.arange(times.batch).unsqueeze(1)).sum(1)
-        return slab[lengths, torch.arange(times.batch)]
+        sequences = torch.arange(times.batch, device=slab.device)
+        lengths = (times.batch_sizes.unsqueeze(0) > sequences.unsqueeze(1)).sum(1)
+        return slab[lengths, sequences]
 
     def backward(
         self,

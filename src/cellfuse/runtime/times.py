@@ -41,11 +41,11 @@ class Times:
     def alive(self) -> Tensor:
         """For packed input the position of each row in [T, B]."""
         assert self.batch_sizes is not None
-        rows = torch.arange(self.batch).expand(self.steps, -1)
+        rows = torch.arange(self.batch, device="cpu").expand(self.steps, -1)
         return (rows < self.batch_sizes.unsqueeze(1)).flatten().nonzero().squeeze(1)
 
 
 @lru_cache(maxsize=64)
 def starts(steps: int, batch: int) -> Tensor:
     """`Times.starts` of sequences of equal length."""
-    return torch.arange(steps + 1) * batch
+    return torch.arange(steps + 1, device="cpu") * batch
