@@ -26,7 +26,7 @@ from cellfuse.runtime.times import Times
 
 # Bytes of a chunk of time steps: what stays in the second-level cache between the loop and the large
 # products before and after it.
-CHUNK = 1 << 19
+CHUNK = 1 << 20
 
 
 # Multiplications, about 0.2 ms of them, from which on another thread is worth starting.
