@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 import cellfuse as cf
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.runtime import choice, cpu, library
-from cellfuse.runtime.fused import Times, fused_step, starts
+from cellfuse.runtime.fused import fused_step
+from cellfuse.runtime.times import Times, starts
 from compare import OPTIONS, assert_as_accurate, assert_same
 
 THREE = ["RNN", "GRU", "LSTM"]
@@ -266,3 +267,28 @@ def test_auto_leaves_the_lstm_to_onednn_where_that_is_as_fast():
         assert choice.choose(other._case(x, other.initial_states(3, x))) == "cpu"
     one = cf.LSTM(8, 128)
     assert choice.choose(one._case(x[:, :1], one.initial_states(1, x))) == "cpu"
+
+
+def test_a_default_device_does_not_reach_the_kernels_tables():
+    layer, x = cf.GRU(3, 4, backend="cpu"), torch.randn(11, 3, 3)
+    with torch.device("meta"):
+        got = layer(x)[0]
+    assert torch.equal(got, layer(x)[0])
+
+
+def test_what_is_not_plain_memory_is_refused():
+    layer = cf.GRU(3, 4)
+    negated = torch._neg_view(torch.randn(5, 2, 3))
+    assert "negated view" in reason(layer, negated)
+    torch.testing.assert_close(layer(negated)[0], layer(negated.clone())[0])
+    subclass = torch.randn(5, 2, 3).as_subclass(type("Mine", (torch.Tensor,), {}))
+    assert "is a Mine" in reason(layer, subclass)
+
+
+def test_a_traced_layer_depends_on_its_input():
+    layer = cf.GRU(3, 4).requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(lambda x: layer(x)[0], torch.randn(5, 2, 3), check_trace=False)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(traced(x), layer(x)[0])

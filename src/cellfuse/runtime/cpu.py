@@ -12,13 +12,14 @@ from torch import Tensor
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.runtime import aten, eager, library, op
 from cellfuse.runtime.case import Case, Result
-from cellfuse.runtime.fused import Times, fused_step, starts
+from cellfuse.runtime.fused import fused_step
 from cellfuse.runtime.private import (
     is_any_autocast_enabled,
     is_dispatch_mode_active,
     is_forward_ad_active,
     is_functorch_active,
 )
+from cellfuse.runtime.times import Times, starts
 
 
 def why_not(case: Case) -> str:
@@ -40,11 +41,15 @@ def why_not(case: Case) -> str:
         return "autocast asks for a lower precision, which CPU kernels do not have"
     if is_dispatch_mode_active():
         return "a torch dispatch mode is active, which could not see into the kernel"
+    if torch.jit.is_tracing():
+        return "torch.jit.trace cannot see into the kernel and would record its result as a constant"
     for name, value in case.tensors():
         if value.dtype != input.dtype or value.device != input.device:
             return f"{name} is {value.dtype} on {value.device}, the input {input.dtype} on {input.device}"
         if type(value) not in (Tensor, torch.nn.Parameter):
             return f"{name} is a {type(value).__name__}, which may not be plain memory"
+        if value.layout is not torch.strided or value.is_neg():
+            return f"{name} is a {value.layout} or negated view, which is not plain memory"
     return ""
 
 

@@ -5,10 +5,7 @@ No autograd here: see `op`.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,51 +20,17 @@ from cellfuse.codegen.lower import lower
 from cellfuse.codegen.program import Place
 from cellfuse.runtime.case import Weights
 from cellfuse.runtime.columns import Columns, Outer
+from cellfuse.runtime.kernel_call import KernelCall
 from cellfuse.runtime.private import linear
+from cellfuse.runtime.times import Times
 
 # Bytes of a chunk of time steps: what stays in the second-level cache between the loop and the large
 # products before and after it.
-CHUNK = 1 << 19
+CHUNK = 1 << 20
 
 
 # Multiplications, about 0.2 ms of them, from which on another thread is worth starting.
 _WORTH = 1 << 23
-
-
-@dataclass(frozen=True)
-class Times:
-    """The time steps of one call.
-
-    Attributes:
-        starts: row of each time step in [N, ...] tensors, and N at the end: [T + 1], int64.
-        batch: B, sequences at the start.
-        is_reverse: the last time step is computed first.
-        batch_sizes: for packed input, the sequences alive at each time step.
-    """
-
-    starts: Tensor
-    batch: int
-    is_reverse: bool
-    batch_sizes: Tensor | None = None
-
-    @property
-    def steps(self) -> int:
-        """T."""
-        return len(self.starts) - 1
-
-    def rows(self, first: int, last: int) -> tuple[int, int]:
-        """First row and end of the steps from `first` to `last`, counted in the order of computation."""
-        if self.is_reverse:
-            first, last = self.steps - last, self.steps - first
-        if self.batch_sizes is None:
-            return first * self.batch, last * self.batch
-        return int(self.starts[first]), int(self.starts[last])
-
-    def alive(self) -> Tensor:
-        """For packed input the position of each row in [T, B]."""
-        assert self.batch_sizes is not None
-        rows = torch.arange(self.batch).expand(self.steps, -1)
-        return (rows < self.batch_sizes.unsqueeze(1)).flatten().nonzero().squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -161,7 +124,7 @@ class Fused:
         """
         loop = "forward" if keep else "infer"
         kernel, columns = self._kernel(loop), self.columns
-        call = _Call(self, kernel, loop, times, weights, x)
+        call = KernelCall(self, kernel, loop, times, weights, x)
         weight, bias = self.input_weights(weights)
         slabs = self._slabs(call, times, states, keep)
         rows = x.shape[0]
@@ -208,7 +171,7 @@ class Fused:
         """Whether a state's values of all time steps are in memory."""
         return keep or self.program.output == Place("after", k) or times.batch_sizes is not None
 
-    def _slabs(self, call: _Call, times: Times, states: list[Tensor], keep: bool) -> list[Tensor]:
+    def _slabs(self, call: KernelCall, times: Times, states: list[Tensor], keep: bool) -> list[Tensor]:
         """Memory for the states of all time steps, or of the last two where no more are needed.
 
         With the initial state as one more slab if it is read again: at the end that comes first.
@@ -251,8 +214,9 @@ class Fused:
             return slab[0].clone()
         if times.batch_sizes is None:
             return slab[-1].clone()
-        lengths = (times.batch_sizes.unsqueeze(0) > torch.arange(times.batch).unsqueeze(1)).sum(1)
-        return slab[lengths, torch.arange(times.batch)]
+        sequences = torch.arange(times.batch, device=slab.device)
+        lengths = (times.batch_sizes.unsqueeze(0) > sequences.unsqueeze(1)).sum(1)
+        return slab[lengths, sequences]
 
     def backward(
         self,
@@ -267,7 +231,7 @@ class Fused:
     ) -> tuple[Tensor | None, list[Tensor], dict[str, Tensor]]:
         """Gradients of x (unless it needs none), of the initial states and of each weight."""
         columns, layout, count = self.columns, self.layout, len(self.program.inputs)
-        call = _Call(self, self._kernel("backward"), "backward", times, weights, x)
+        call = KernelCall(self, self._kernel("backward"), "backward", times, weights, x)
         for k, slab in enumerate(kept.slabs):
             first = slab[-1 if times.is_reverse else 0]
             call.give_state(k, slab if times.is_reverse else slab[1:], first, -1)
@@ -352,12 +316,6 @@ def fused_step(cell: Cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype) -> 
     return Fused(cell, has_bias, sizes, dtype)
 
 
-@lru_cache(maxsize=64)
-def starts(steps: int, batch: int) -> Tensor:
-    """`Times.starts` of sequences of equal length."""
-    return torch.arange(steps + 1) * batch
-
-
 def _add(sums: dict[object, Tensor], key: object, value: Tensor) -> None:
     sums[key] = sums[key].add_(value) if key in sums else value
 
@@ -368,85 +326,3 @@ def _add_product(sums: dict[object, Tensor], key: object, left: Tensor, right: T
         sums[key].addmm_(left.t(), right)
     else:
         sums[key] = torch.mm(left.t(), right)
-
-
-class _Call:
-    """The table of slots of one call, and the tensors it points to."""
-
-    def __init__(
-        self, fused: Fused, kernel: Kernel, loop: str, times: Times, weights: Weights, like: Tensor
-    ) -> None:
-        self.run_loop, self.size, layout = kernel.run[loop], fused.size, fused.layout
-        self.slots, self.strides = layout.slots, layout.strides
-        self.tensors: dict[str, Tensor] = {}
-        self.table = table = [0] * len(layout.slots)
-        slots = self.slots
-        table[slots["origin"]] = times.steps - 1 if times.is_reverse else 0
-        table[slots["direction"]] = -1 if times.is_reverse else 1
-        table[slots["batch"]] = times.batch
-        table[slots["starts"]] = times.starts.data_ptr()
-        columns = fused.columns
-        if columns.parameters:
-            parts = [columns.spread(columns.leaf(weights, n), ("H",)) for n in columns.parameters]
-            self.give("parameters", torch.cat(parts) if len(parts) > 1 else parts[0].contiguous())
-        if columns.constants:
-            self.give("constants", torch.stack([columns.leaf(weights, n) for n in columns.constants]))
-        for label in columns.matrices:
-            name, first, _ = columns.sources[label]
-            matrix = self.tensors.get(name)
-            if matrix is None:
-                matrix = self.tensors[name] = weights[name].contiguous()
-            table[slots[label]] = matrix.data_ptr() + first * matrix.stride(0) * self.size
-        places, total = fused.working_memory(kernel, loop, times.batch)
-        self.work = like.new_empty(total)
-        base = self.work.data_ptr() + 63 & -64
-        for slot, offset in places:
-            table[slot] = base + offset
-        self.memory = (ctypes.c_int64 * len(table))()
-        self.address = ctypes.addressof(self.memory)
-        self.memory[:] = table  # type: ignore[assignment]
-        kernel.pack[loop](self.address)
-        self.scratch = kernel.emitted.scratch * self.size
-        self.parts = fused.parts(times)
-
-    def give(self, name: str, tensor: Tensor, first_row: int = 0) -> None:
-        """Point a slot to a tensor whose first row is the given one of the whole sequence."""
-        self.tensors[name] = tensor
-        self.table[self.slots[name]] = tensor.data_ptr() - first_row * self.strides[name] * self.size
-
-    def give_state(self, k: int, slabs: Tensor, initial: Tensor, mask: int) -> None:
-        """Point to a state's slabs and to its initial value."""
-        self.tensors[f"states.{k}"], self.tensors[f"initial.{k}"] = slabs, initial
-        first = self.slots[f"states.{k}"]  # followed by initial.k and mask.k
-        self.table[first : first + 3] = slabs.data_ptr(), initial.data_ptr(), mask
-
-    def run(self, first: int, last: int) -> None:
-        """Run some steps, counted in the order of computation; threads share the sequences."""
-        table = self.table
-        table[0], table[1] = first, last
-        if len(self.parts) == 1:
-            table[2], table[3] = self.parts[0]
-            self.memory[:] = table  # type: ignore[assignment]
-            self.run_loop(self.address)
-            return
-        tables = []
-        for thread, part in enumerate(self.parts):
-            table[2], table[3] = part
-            memory = (ctypes.c_int64 * len(table))(*table)
-            memory[self.slots["scratch"]] += thread * self.scratch
-            tables.append(memory)
-        others = [_threads().submit(self.run_loop, ctypes.addressof(memory)) for memory in tables[1:]]
-        self.run_loop(ctypes.addressof(tables[0]))
-        for other in others:
-            other.result()
-
-
-_pool: dict[int, ThreadPoolExecutor] = {}
-
-
-def _threads() -> ThreadPoolExecutor:
-    """Python threads, which run kernels at the same time because their calls release the lock."""
-    process = os.getpid()  # a forked process has none of its parent's threads
-    if process not in _pool:
-        _pool[process] = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "cellfuse")
-    return _pool[process]

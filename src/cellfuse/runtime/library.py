@@ -16,8 +16,9 @@ from torch import Tensor
 from cellfuse.cell import cell_of_number
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.errors import BackendError
-from cellfuse.runtime.fused import Fused, Kept, Times, fused_step, starts
+from cellfuse.runtime.fused import Fused, Kept, fused_step
 from cellfuse.runtime.private import below_autograd, is_forward_ad_active, is_functorch_active
+from cellfuse.runtime.times import Times, starts
 
 _library = torch.library.Library("cellfuse", "DEF")
 # cell: number of the cell in this process. sizes: H, P, N. kept: what the forward loop left.

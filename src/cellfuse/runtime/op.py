@@ -14,8 +14,9 @@ from torch import Tensor
 
 from cellfuse.runtime import eager
 from cellfuse.runtime.case import Case
-from cellfuse.runtime.fused import Fused, Kept, Times
+from cellfuse.runtime.fused import Fused, Kept
 from cellfuse.runtime.private import is_batched
+from cellfuse.runtime.times import Times
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """exp, sigmoid, tanh and softplus on vectors, from polynomials.
 
-Largest error in units of the last place, float32: exp 1.0, sigmoid 2.4, tanh 1.5, softplus 2.
+Largest error in units of the last place, float32: exp 1.0, sigmoid 2.4, tanh 2.2, softplus 3.4;
+mean 0.3 to 0.4.
 """
 
 from __future__ import annotations
