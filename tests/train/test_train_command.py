@@ -12,7 +12,7 @@ import torch
 
 from cellfuse import cells
 from cellfuse.errors import CellError, TaskError
-from cellfuse.train import command, curve, results
+from cellfuse.train import command, curve
 from cellfuse.train.settings import FREE, Settings, settings_of
 from cellfuse.train.tasks import TASKS, find
 
