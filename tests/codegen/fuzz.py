@@ -92,11 +92,10 @@ def random_step(rng):
 def step_over_time(graph, products, states, fixed, axes):
     """The definition: the graph of one step, again and again."""
     carried = [leaf.label for leaf in graph.of_role("state")]
+    known = [leaf.label for leaf in graph.of_role("input product")]
     now, outputs = list(states), []
-    for t in range(len(products[0]) if products else 0):
-        given = dict(
-            zip((i.label for i in graph.of_role("input product")), (p[t] for p in products), strict=True)
-        )
+    for t in range(len(products[0])):
+        given = {label: product[t] for label, product in zip(known, products, strict=True)}
         output, *now = interpret(graph, given | dict(zip(carried, now, strict=True)) | fixed, axes)
         now = [np.broadcast_to(value, state.shape) for value, state in zip(now, states, strict=True)]
         outputs.append(np.broadcast_to(output, states[0].shape))
@@ -117,10 +116,8 @@ def fuzz_one(seed, cases=5):
     heads = int(rng.integers(1, 4)) if kind == "blocks" else 1
     hidden = heads * int(rng.choice([1, 2, 3, 5, 8, 13, 16, 17, 31]))
     sizes, axes = Sizes(hidden, 0, heads), {"H": hidden, "N": heads, "K": hidden // heads}
-    lengths = {"H": hidden, "N": heads, "K": hidden // heads}
     fixed = {
-        expr.label: rng.uniform(-1, 1, [lengths[axis] for axis in expr.shape])
-        / hidden ** (len(expr.shape) > 1)
+        expr.label: rng.uniform(-1, 1, [axes[axis] for axis in expr.shape]) / hidden ** (len(expr.shape) > 1)
         for expr in graph.inputs
         if expr.role not in ("input product", "state")
     }

@@ -122,17 +122,21 @@ def table(outcomes: list[Any]) -> Any:
     for name in ("ours", "torch", "loop", "t/o", "c/o", "l/o"):
         made.add_column(name, justify="right", no_wrap=True)
     for outcome in outcomes:
-        head = (outcome.case.name, outcome.kind, outcome.backend)
+        head = (outcome.case.name, outcome.kind[:5], outcome.backend)
         if outcome.wrong:
             made.add_row(*head, f"[red]WRONG[/red] {outcome.wrong}")
             continue
-        times = {timing.contestant: f"{timing.median * 1e3:.3g}" for timing in outcome.timings}
+        times = {timing.contestant: _milliseconds(timing.median) for timing in outcome.timings}
         cells = [times.get(name, "") for name in ("cellfuse", "torch.nn", "loop")]
         made.add_row(*head, *cells, *(_ratio(outcome.ratio(other)) for other in OTHERS))
     means = [_ratio(_mean([o.ratio(other) for o in outcomes])) for other in OTHERS]
     made.add_section()
     made.add_row("geometric mean", "", "", "", "", "", *means)
     return made
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
 
 
 def _ratio(value: float | None) -> str:
