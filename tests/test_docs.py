@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import linecache
 import re
 import shlex
 import sys
@@ -51,13 +52,20 @@ def run_document(text):
 
 def run_block(block, names):
     """Run one block; the number of values that were compared."""
-    rest, values = block, 0
-    while found := EXPECTED.search(rest):
-        exec(compile(rest[: found.start()], "<document>", "exec"), names)
-        got = repr(eval(found["code"], names))
+    place, values = 0, 0
+    # Errors and `inspect` show the block's own lines.
+    linecache.cache["<document>"] = (len(block), None, block.splitlines(keepends=True), "<document>")
+
+    def code(text, mode="exec"):
+        return compile("\n" * block.count("\n", 0, place) + text, "<document>", mode)
+
+    for found in EXPECTED.finditer(block):
+        exec(code(block[place : found.start()]), names)
+        place = found.start()
+        got = repr(eval(code(found["code"], "eval"), names))
         assert got == found["value"], f"{found['code']} is {got}, the document says {found['value']}"
-        rest, values = rest[found.end() :], values + 1
-    exec(compile(rest, "<document>", "exec"), names)
+        place, values = found.end(), values + 1
+    exec(code(block[place:]), names)
     return values
 
 
