@@ -216,10 +216,30 @@ def test_chinese_pages_are_chinese(page):
             assert re.search(r"[\u4e00-\u9fff]", letters), paragraph
 
 
-def test_the_picture_is_drawn_from_the_code():
-    spec = importlib.util.spec_from_file_location("draw_readme", ROOT / "scripts/draw_readme.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_is_drawn_from_the_code():
+    module = script("draw_readme")
     for lang, suffix in (("en", ""), ("zh", ".zh-CN")):
         file = ROOT / f"docs/cell-to-layer{suffix}.svg"
         assert file.read_text(encoding="utf-8") == module.picture(lang), "run scripts/draw_readme.py"
+
+
+@pytest.mark.parametrize("lang", GUIDE)
+def test_the_pictures_of_the_guide_are_drawn_from_the_code(lang):
+    module = script("draw_guide")
+    for name, picture in module.PICTURES.items():
+        file = ROOT / f"docs/{lang}/pictures/{name}.svg"
+        assert file.read_text(encoding="utf-8") == picture(lang), "run scripts/draw_guide.py"
+
+
+@pytest.mark.parametrize("lang", GUIDE)
+@pytest.mark.parametrize("name", GENERATED)
+def test_the_generated_pages_are_up_to_date(name, lang):
+    page = ROOT / f"docs/{lang}/{name}.md"
+    assert page.read_text(encoding="utf-8") == script("write_guide").PAGES[name](lang), "run scripts/write_guide.py"
