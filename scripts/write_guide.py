@@ -94,7 +94,7 @@ import cellfuse as cf
 len(cf.__all__)  # -> {count}
 ```
 
-Commands: `cellfuse explain --help`, `cellfuse train --help`, `cellfuse bench --help`.
+The commands `cellfuse explain`, `cellfuse train` and `cellfuse bench` list their options with `--help`.
 """,
     """# 全部公开名称
 
@@ -107,7 +107,7 @@ import cellfuse as cf
 len(cf.__all__)  # -> {count}
 ```
 
-命令：`cellfuse explain --help`、`cellfuse train --help`、`cellfuse bench --help`。
+命令 `cellfuse explain`、`cellfuse train`、`cellfuse bench` 加上 `--help` 会列出各自的选项。
 """,
 )
 SECTIONS = (
