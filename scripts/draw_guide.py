@@ -67,7 +67,8 @@ def head(width, height, label):
     made += f'aria-label="{escape(label)}">\n<title>{escape(label)}</title>\n<style>{STYLE}</style>\n<defs>'
     for name, colour in COLOURS.items():
         made += f'<marker id="{name}" viewBox="0 0 8 8" refX="7.5" refY="4" markerWidth="8" markerHeight="8" '
-        made += f'markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0L8 4L0 8z" fill="{colour}"/></marker>'
+        made += 'markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0L8 4L0 8z" '
+        made += f'fill="{colour}"/></marker>'
     return made + f'</defs>\n<rect width="{width}" height="{height}" fill="#ffffff"/>'
 
 
@@ -95,7 +96,8 @@ def one_cell(lang):
     left, right, top, gap = 190, 790, 70, 30
     bottom = top + gap * len(rows) + 22
     made = [head(980, bottom + 80, f"{words['before']}; {words['after']}")]
-    made.append(f'<rect x="{left}" y="{top}" width="{right - left}" height="{bottom - top}" rx="8" class="cell"/>')
+    size = f'width="{right - left}" height="{bottom - top}"'
+    made.append(f'<rect x="{left}" y="{top}" {size} rx="8" class="cell"/>')
     for k, (equation, meaning) in enumerate(rows):
         y = top + 30 + gap * k
         made += [text(left + 20, y, equation, "mono"), text(left + 330, y, meaning, "tiny")]
@@ -146,7 +148,8 @@ def layers(lang, layer):
     for l in range(L):
         for d in range(D):
             for t, name in enumerate(COLUMNS):
-                made.append(box(*place(l, d, t), CELL_W, CELL_H, f"cell d{d}", "…" if name == "…" else "cell"))
+                inside = "…" if name == "…" else "cell"
+                made.append(box(*place(l, d, t), CELL_W, CELL_H, f"cell d{d}", inside))
             y, k = place(l, d, 0)[1], l * D + d
             ends = [", ".join(f"{s}_{when}[{k}]" for s in facts.states) for when in "0n"]
             far = (136, 190 + STEP * len(COLUMNS) + 4)

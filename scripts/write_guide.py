@@ -1,7 +1,7 @@
 """Write the guide's generated pages: the catalogue of cells and the reference of public names.
 
-`python scripts/write_guide.py` writes both languages into docs/en and docs/zh. Everything on them is read from
-the code; a test writes them again and compares.
+`python scripts/write_guide.py` writes both languages into docs/en and docs/zh. Everything on them is read
+from the code; a test writes them again and compares.
 """
 
 import inspect
@@ -51,9 +51,9 @@ layer = cf.cells.peephole_lstm.layer(10, 20, num_layers=2, bidirectional=True)
 len(cf.cells.CELLS)  # -> {count}
 ```
 
-In the equations a state with ′ is the new one; W x + b is the input product, R h + d the recurrent one, ⊙ multiplies number
-by number. Numbers of parameters are for one layer with I = 10 and H = 20. To add a cell, see
-[write your own](your-cell.md).
+In the equations a state with ′ is the new one; W x + b is the input product, R h + d the recurrent one, ⊙
+multiplies number by number. Numbers of parameters are for one layer with I = 10 and H = 20. To add a cell,
+see [write your own](your-cell.md).
 
 | cell | | states | gates | R | parameters |
 |---|---|---|---|---|---|
@@ -69,8 +69,9 @@ layer = cf.cells.peephole_lstm.layer(10, 20, num_layers=2, bidirectional=True)
 len(cf.cells.CELLS)  # -> {count}
 ```
 
-方程里带 ′ 的是新的状态；W x + b 是输入乘积，R h + d 是循环乘积，⊙ 表示逐元素相乘。参数量按一层、I = 10、H = 20 计算。要增加单元，
-见[写自己的单元](your-cell.md)。
+方程里带 ′ 的是新的状态；W x + b 是输入乘积，R h + d 是循环乘积，⊙ 表示逐元素相乘。
+
+参数量按一层、I = 10、H = 20 计算。要增加单元，见[写自己的单元](your-cell.md)。
 
 | 单元 | | 状态 | 门 | R | 参数量 |
 |---|---|---|---|---|---|
@@ -98,8 +99,9 @@ The commands `cellfuse explain`, `cellfuse train` and `cellfuse bench` list thei
 """,
     """# 全部公开名称
 
-由 `scripts/write_guide.py` 根据文档字符串生成。这里的一切都在 `cellfuse` 里，以 `cf` 之名导入。文档字符串是英文，与代码里的相同；
-中文的解释在前面各页。
+由 `scripts/write_guide.py` 根据文档字符串生成。这里的一切都在 `cellfuse` 里，以 `cf` 之名导入。
+
+文档字符串是英文，与代码里的相同；中文的解释在前面各页。
 
 ```python
 import cellfuse as cf
@@ -145,14 +147,15 @@ def catalogue(lang):
     for name, cell in sorted(cf.cells.CELLS.items()):
         _, facts = cell_facts(name)
         options = "".join(f", {key}={value}" for key, value in OPTIONS.get(name, {}).items())
-        made += [f"\n## {name}\n", f"{TITLES[name][place]}{('. ', '。')[place]}`cf.cells.{name}.layer({I}, {H}{options})`\n"]
+        call = f"`cf.cells.{name}.layer({I}, {H}{options})`"
+        made += [f"\n## {name}\n", f"{TITLES[name][place]}{('. ', '。')[place]}{call}\n"]
         lines = [f"{e.left} = {e.right}" for e in facts.equations]
         width = max((len(line) for line in lines if len(line) < 60), default=0)
         meanings = [getattr(e, lang) for e in facts.equations]
         pairs = zip(lines, meanings, strict=True)
         made += ["```text", *(f"{line:<{width}}   {said}".rstrip() for line, said in pairs), "```\n"]
-        made.append(f"* {words['source']}: {cell.source}" if lang == "en" else f"* {words['source']}：{cell.source}")
         colon = (": ", "：")[place]
+        made.append(f"* {words['source']}{colon}{cell.source}")
         if cell.deviation:
             made.append(f"* {words['deviation']}{colon}{translated(cell.deviation)[place]}")
         tensors = [fact for fact in facts.tensors if fact.role in ("parameter", "constant")]
@@ -207,7 +210,8 @@ def api(lang):
                 made.append(entry("cf.cells.find", value.find))
             if name == "explain":
                 made += [entry(kind.__name__, kind) for kind in FACTS]
-                made += [entry(f"Explanation.{m}", getattr(Explanation, m)) for m in ("text", "to_dict", "tensor")]
+                methods = ("text", "to_dict", "tensor", "claim", "count")
+                made += [entry(f"Explanation.{m}", getattr(Explanation, m)) for m in methods]
     return "\n".join([*made, ""])
 
 

@@ -242,4 +242,5 @@ def test_the_pictures_of_the_guide_are_drawn_from_the_code(lang):
 @pytest.mark.parametrize("name", GENERATED)
 def test_the_generated_pages_are_up_to_date(name, lang):
     page = ROOT / f"docs/{lang}/{name}.md"
-    assert page.read_text(encoding="utf-8") == script("write_guide").PAGES[name](lang), "run scripts/write_guide.py"
+    expected = script("write_guide").PAGES[name](lang)
+    assert page.read_text(encoding="utf-8") == expected, "run scripts/write_guide.py"
