@@ -191,6 +191,23 @@ def test_both_languages_have_the_same_pages():
     assert len(english) >= 18
 
 
+def test_the_sites_list_every_page_in_the_same_order():
+    listed = [
+        re.findall(r"^ +- ([\w-]+\.md)$", (ROOT / name).read_text(encoding="utf-8"), re.M)
+        for name in ("mkdocs.yml", "mkdocs.zh.yml")
+    ]
+    assert listed[0] == listed[1]
+    assert sorted(listed[0]) == [page.name for page in GUIDE["en"]]
+
+
+def test_no_line_of_chinese_is_broken():
+    """Markdown shows a line break as a blank, which Chinese does not have."""
+    for page in GUIDE["zh"]:
+        text = re.sub(FENCE, "", page.read_text(encoding="utf-8"))
+        broken = re.search(r"[\u3000-\u9fff\uff00-\uffef]\n(?![*#|!`\n]|\d+\. |    ).+", text)
+        assert not broken, f"{page.name}: {broken and broken[0]}"
+
+
 @pytest.mark.parametrize("name", [page.name for page in GUIDE["en"]])
 def test_both_languages_show_the_same_code(name):
     texts = [(ROOT / "docs" / lang / name).read_text(encoding="utf-8") for lang in GUIDE]
