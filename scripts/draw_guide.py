@@ -120,7 +120,7 @@ def layers(lang, layer):
     words, facts = WORDS[lang], cf.explain(layer)
     L, D = facts.sizes["L"], facts.sizes["D"]
     floor, block = 46 * D + (64 if D == 2 else 20), 0
-    height = 170 + floor * L
+    height = 184 + floor * L
     width = 330 + STEP * len(COLUMNS)
     block = height - 96
 
@@ -143,6 +143,9 @@ def layers(lang, layer):
         made.append(box(column(t), top, 116 if D == 2 else 92, 28, "end", f"output[{name}]"))
         for l in range(L - 1) if D == 2 else ():
             made.append(box(column(t), joined(l), 116, 26, "box", "→  |  ←"))
+    for l in range(L - 1):  # the box between two layers stands for an arrow from each to each
+        both = {(f"c/{l}/{a}", f"c/{l + 1}/{b}") for a in range(D) for b in range(D)}
+        assert both <= set(facts.wiring)
     for source, target in facts.wiring:
         made += wires(source, target, place, joined, (block + 10, top + 14), D)
     for l in range(L):
