@@ -10,7 +10,8 @@ import pytest
 import cellfuse
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = [ROOT / "scripts" / name for name in ("test", "demo", "check", "bench")] + [ROOT / ".ci/run"]
+COMMANDS = ("test", "demo", "check", "bench", "docs")
+SCRIPTS = [*(ROOT / "scripts" / name for name in COMMANDS), ROOT / ".ci/run"]
 
 
 def test_changelog_and_package_agree_on_the_version():

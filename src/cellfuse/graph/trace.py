@@ -23,7 +23,7 @@ from cellfuse.graph.expr import Expr, constant, node, size
 
 # Code that is never the user's: the tracer, cell.py beside this folder, and torch.
 _OURS = (str(Path(__file__).parent), str(Path(__file__).parents[1] / "cell.py"))
-_NOT_THE_USERS = (*_OURS, str(Path(torch.__file__).parent), "<")
+_NOT_THE_USERS = (*_OURS, str(Path(torch.__file__).parent), "<frozen")
 
 
 def refuse(problem: str, instead: str = "") -> NoReturn:
