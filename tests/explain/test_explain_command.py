@@ -99,6 +99,8 @@ def test_mistakes_are_told(capsys, own, words, said):
 
 def test_stages_are_shown(told):
     assert told("gru", "--show", "graph").startswith("gru:")
+    assert told("gru", "--show", "program").startswith("program gru")
+    assert "@run_backward" in told("gru", "--hidden-size", "8", "--show", "llvm")
     assert "d(new h)" in told("gru", "--show", "backward")
     text = told("gru", "--show", "torch")
     assert text.startswith("def step(")

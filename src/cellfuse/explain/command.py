@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,19 +13,34 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from cellfuse.cells import CELLS, find
+from cellfuse.codegen.cpu.emit import LOOPS, emit
+from cellfuse.codegen.cpu.layout import Layout, Sizes
+from cellfuse.codegen.cpu.target import host
+from cellfuse.codegen.lower import lower
+from cellfuse.codegen.program import show as show_program
 from cellfuse.errors import OptionError
 from cellfuse.explain.facts import Explanation
 from cellfuse.explain.gather import explain
 from cellfuse.explain.words import LANGUAGES
 from cellfuse.graph.backward import backward
+from cellfuse.graph.graph import Graph
 from cellfuse.graph.show import show
 from cellfuse.nn import GRU, LSTM, RNN
 from cellfuse.runtime.torch_text import torch_step
 
-_STAGES = {
-    "graph": show,
-    "backward": lambda step: show(backward(step)),
-    "torch": lambda step: torch_step(step).text.rstrip("\n"),
+
+def _llvm(step: Graph, args: argparse.Namespace) -> str:
+    sizes = Sizes(args.hidden_size, args.proj_size, args.num_heads)
+    return emit(Layout(lower(step), sizes, 32, host()), LOOPS).text.rstrip("\n")
+
+
+# The stages from a cell's equation to its kernel, each by its printed form.
+_STAGES: dict[str, Callable[[Graph, argparse.Namespace], str]] = {
+    "graph": lambda step, _: show(step),
+    "backward": lambda step, _: show(backward(step)),
+    "torch": lambda step, _: torch_step(step).text.rstrip("\n"),
+    "program": lambda step, _: show_program(lower(step)),
+    "llvm": _llvm,
 }
 NAMED = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
 
@@ -60,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     """
     cell = find(args.cell)
     if args.show:
-        return _write(_STAGES[args.show](cell.step_without_bias if args.no_bias else cell.step))
+        return _write(_STAGES[args.show](cell.step_without_bias if args.no_bias else cell.step, args))
     options = {"num_layers": args.num_layers, "bidirectional": args.bidirectional}
     options |= {"batch_first": args.batch_first, "bias": not args.no_bias, "dropout": args.dropout}
     options |= {"proj_size": args.proj_size}
