@@ -27,6 +27,11 @@ FORMS = {
     "sqrt": [lambda a, b, p: torch.sqrt(p), lambda a, b, p: p.sqrt()],
     "exp": [lambda a, b, p: torch.exp(a), lambda a, b, p: a.exp()],
     "log": [lambda a, b, p: torch.log(p), lambda a, b, p: p.log()],
+    "expm1": [
+        lambda a, b, p: torch.expm1(a),
+        lambda a, b, p: torch.special.expm1(a),
+        lambda a, b, p: a.expm1(),
+    ],
     "sin": [lambda a, b, p: torch.sin(a), lambda a, b, p: a.sin()],
     "cos": [lambda a, b, p: torch.cos(a), lambda a, b, p: a.cos()],
     "erf": [lambda a, b, p: torch.erf(a), lambda a, b, p: torch.special.erf(a)],

@@ -47,6 +47,8 @@ SPELLINGS: dict[str, Spelling] = {
     "sqrt": Spelling("√({0})", r"\sqrt{{{0}}}"),
     "exp": _call("exp", r"\exp"),
     "log": _call("log", r"\log"),
+    "expm1": Spelling("exp({0}) − 1", r"\exp\left({0}\right) - 1", 1),
+    "log1p": Spelling("log(1 + {0})", r"\log\left(1 + {0}\right)", inside=2),
     "sin": _call("sin", r"\sin"),
     "cos": _call("cos", r"\cos"),
     "erf": _call("erf"),

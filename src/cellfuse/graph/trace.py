@@ -434,9 +434,9 @@ def _leaky_relu(input: Any, negative_slope: float = 0.01) -> Symbol:
 
 
 def _elu(input: Any, alpha: float = 1.0) -> Symbol:
-    # 0 on the other side keeps exp finite where its branch is not taken.
+    # 0 on the other side keeps expm1 finite where its branch is not taken.
     above = make("gt", input, 0.0)
-    below = (make("exp", make("where", above, 0.0, input)) - 1.0) * alpha
+    below = make("expm1", make("where", above, 0.0, input)) * alpha
     return make("where", above, input, below)
 
 
@@ -460,8 +460,8 @@ def _full_like(input: Any, fill_value: float) -> Symbol:
 
 # Every function of torch, torch.nn.functional and torch.Tensor that a cell may use, by its name.
 TORCH: dict[str, Callable[..., Any]] = {
-    **{name: _one(name) for name in ("abs", "sign", "sqrt", "exp", "log", "sin", "cos", "erf")},
-    **{name: _one(name) for name in ("tanh", "sigmoid", "relu", "neg", "detach")},
+    **{name: _one(name) for name in ("abs", "sign", "sqrt", "exp", "log", "expm1", "log1p")},
+    **{name: _one(name) for name in ("sin", "cos", "erf", "tanh", "sigmoid", "relu", "neg", "detach")},
     "expit": _one("sigmoid"),
     "absolute": _one("abs"),
     "negative": _one("neg"),
@@ -498,9 +498,8 @@ TORCH: dict[str, Callable[..., Any]] = {
     "reciprocal": lambda input: make("div", 1.0, input),
     "rsqrt": lambda input: make("div", 1.0, make("sqrt", input)),
     "square": lambda input: make("mul", input, input),
-    "log1p": lambda input: make("log", make("add", input, 1.0)),
     "tan": lambda input: make("div", make("sin", input), make("cos", input)),
-    "sinh": lambda input: (make("exp", input) - make("exp", -input)) * 0.5,
+    "sinh": lambda input: (make("expm1", input) - make("expm1", -input)) * 0.5,
     "cosh": lambda input: (make("exp", input) + make("exp", -input)) * 0.5,
     "sum": _sum,
     "mean": _mean,
