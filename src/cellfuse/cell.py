@@ -483,7 +483,8 @@ def _trace(cell: Cell, *, has_bias: bool) -> Graph:
     if not output.shape:
         outputs[0] = ("output", node("expand", output, tracing.states[cell.states[0]]))
     names = _variable_names(variables, cell)
-    return simplify(Graph(cell.name, tracing.inputs(), tuple(outputs), names))
+    has_input_bias = has_bias and "ih" in cell.biases
+    return simplify(Graph(cell.name, tracing.inputs(), tuple(outputs), names, has_input_bias))
 
 
 def _outcome(cell: Cell, result: Any) -> tuple[Expr, tuple[Expr, ...]]:

@@ -14,14 +14,9 @@ from cellfuse.graph.equations import equations
 def equations_of(subject: Subject) -> tuple[Equation, ...]:
     """The equations of one time step, in the order of the computation."""
     graph, said = subject.step, dict(gate_meanings(subject.cell))
-    has_input_bias = subject.bias and "ih" in subject.cell.biases
     sigmoids = {name for expr, name in graph.names if expr.op == "sigmoid"}
-    made = []
-    for left, right in equations(graph):
-        if not has_input_bias:  # the graph has W x + b as one leaf; here it is W x alone
-            right = re.sub(r"(W_(\w+) x) \+ b_\2\b", r"\1", right)
-        made.append(Equation(left, right, *_left(left, subject, said, left in sigmoids)))
-    return tuple(made)
+    rows = equations(graph)
+    return tuple(Equation(left, right, *_left(left, subject, said, left in sigmoids)) for left, right in rows)
 
 
 def gate_meanings(cell: Cell) -> tuple[tuple[str, str], ...]:
