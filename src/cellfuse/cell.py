@@ -6,6 +6,7 @@ Does not run anything over time: see `cellfuse.nn` for the layer.
 from __future__ import annotations
 
 import inspect
+import numbers
 import sys
 import weakref
 from collections.abc import Callable, Mapping
@@ -75,8 +76,9 @@ class Cell:
         biases: which of "ih" (added to W x) and "hh" (added to R h) exist.
         parameters: further parameters by name, see `per_unit`, `per_gate`, `scalar`.
         projected: the state of width P that `gate.project` makes, or "" (see proj_size).
-        initial: initial values that differ from torch's uniform +-1/sqrt(H), by parameter name or
-            "parameter.gate"; and of states, by state name (0 otherwise).
+        initial: initial values that differ from torch's uniform +-1/sqrt(H), by the name of a weight or
+            bias, or for one gate: "bias_ih.f", and "p.f" of a parameter p per gate; and of states, by
+            state name: a number each, 0 if it is not there.
         source: paper and equations the step is taken from.
         deviation: where the step differs from the source, and why; empty if it does not.
         aten: name of torch's own operator for exactly this cell, or "".
@@ -100,6 +102,7 @@ class Cell:
     def __post_init__(self) -> None:
         _check_facts(self)
         _ = self.step, self.step_without_bias  # trace now, so that mistakes show at the definition
+        _check_initial(self)
         object.__setattr__(self, "number", len(_numbered))
         _numbered.append(weakref.ref(self))
 
@@ -320,14 +323,54 @@ def _check_facts(cell: Cell) -> None:
             f"{cell.name}: the function takes ({', '.join(given)}); with these states and parameters "
             f"it must take ({', '.join(wanted)})"
         )
-    names = {*cell.states, "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"}
-    for name in cell.initial:
-        stem, _, gate = name.partition(".")
-        if stem not in names or (gate and gate not in cell.gates):
+
+
+def _check_initial(cell: Cell) -> None:
+    """Every initial value is one, and belongs to something the cell has."""
+    into, back = cell.input_gates, cell.recurrent_gates
+    rows = {"weight_ih": into, "weight_hh": back}
+    rows |= {"bias_ih": into} if "ih" in cell.biases else {}
+    rows |= {"bias_hh": back} if "hh" in cell.biases else {}
+    known = {name for name, gates in rows.items() if gates} | ({"weight_hr"} if cell.projected else set())
+    rows |= {name: cell.gates for name, own in cell.parameters.items() if own.per == "gate"}
+    known |= {*cell.states, *(f"{name}.{gate}" for name, gates in rows.items() for gate in gates)}
+    for name, value in cell.initial.items():
+        if name in cell.parameters:
+            maker = {"unit": "per_unit", "gate": "per_gate", "cell": "scalar"}[cell.parameters[name].per]
             raise CellError(
-                f"{cell.name}: initial={{{name!r}: ...}} names nothing; use a state, or one of "
-                "weight_ih, weight_hh, weight_hr, bias_ih, bias_hh, alone or with a gate: 'bias_ih.f'"
+                f"{cell.name}: initial={{{name!r}: ...}}: a parameter's initial value stands where it is "
+                f"declared: parameters={{{name!r}: cf.{maker}({value!r})}}"
             )
+        if name not in known:
+            raise CellError(
+                f"{cell.name}: initial={{{name!r}: ...}} names nothing; this cell has "
+                f"{', '.join(sorted(known))}"
+            )
+        if name in cell.states and not _is_number(value):
+            raise CellError(
+                f"{cell.name}: initial={{{name!r}: {value!r}}}: a state begins with one number, such as 0.0; "
+                "for other beginnings pass hx to the layer"
+            )
+        _check_value(cell, f"initial={{{name!r}: {value!r}}}", value)
+    for name, own in cell.parameters.items():
+        _check_value(cell, f"parameter {name}: {own.initial!r}", own.initial)
+
+
+def _check_value(cell: Cell, given: str, value: Any) -> None:
+    is_range = isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
+    if is_range and value[0] > value[1]:
+        raise CellError(f"{cell.name}: {given} is an empty range; write ({value[1]!r}, {value[0]!r})")
+    if not (
+        is_range or _is_number(value) or callable(value) or (isinstance(value, str) and value == "uniform")
+    ):
+        raise CellError(
+            f"{cell.name}: {given} is no initial value; use a number, a range (low, high), 'uniform' for "
+            "+-1/sqrt(H), or a function that fills a tensor in place, such as torch.nn.init.orthogonal_"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 class _Gate(Symbol):

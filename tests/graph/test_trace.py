@@ -592,6 +592,10 @@ def mixed_widths(gate, h, c):
     return gate.project(gate.f + gate.n) * c, c
 
 
+def with_p(gate, h, c, p):
+    return p.f * gate.f + p.n * gate.n, c
+
+
 def no_such_part(gate, h, c, p):
     return gate.f + gate.n + p.k, c
 
@@ -671,8 +675,38 @@ STRUCTURE = [
     (
         good,
         {"initial": {"bias_ih.k": 1.0}},
-        "initial={'bias_ih.k': ...} names nothing; use a state, or one of",
+        "initial={'bias_ih.k': ...} names nothing; this cell has bias_hh, bias_hh.f, bias_hh.n",
     ),
+    (good, {"initial": {"weight_hr": 1.0}}, "initial={'weight_hr': ...} names nothing"),
+    (good, {"initial": {"h.f": 1.0}}, "initial={'h.f': ...} names nothing"),
+    (good, {"biases": ("ih",), "initial": {"bias_hh": 1.0}}, "initial={'bias_hh': ...} names nothing"),
+    (
+        good,
+        {"initial": {"weight_hh": "orthogonal"}},
+        "good: initial={'weight_hh': 'orthogonal'} is no initial value; use a number, a range (low, high), "
+        "'uniform' for +-1/sqrt(H), or a function that fills a tensor in place, such as torch.nn.init",
+    ),
+    (good, {"initial": {"weight_hh.f": True}}, "initial={'weight_hh.f': True} is no initial value"),
+    (good, {"initial": {"bias_ih": (1.0, 0.0)}}, "(1.0, 0.0)} is an empty range; write (0.0, 1.0)"),
+    (
+        good,
+        {"initial": {"h": (0.0, 1.0)}},
+        "good: initial={'h': (0.0, 1.0)}: a state begins with one number, such as 0.0; for other beginnings "
+        "pass hx to the layer",
+    ),
+    (good, {"initial": {"c": "uniform"}}, "initial={'c': 'uniform'}: a state begins with one number"),
+    (good, {"initial": {"c": torch.nn.init.ones_}}, "a state begins with one number"),
+    (
+        with_p,
+        {"parameters": {"p": cf.per_gate("normal")}},
+        "with_p: parameter p: 'normal' is no initial value",
+    ),
+    (
+        with_p,
+        {"parameters": {"p": cf.per_gate(1.0)}, "initial": {"p": 2.0}},
+        "a parameter's initial value stands where it is declared: parameters={'p': cf.per_gate(2.0)}",
+    ),
+    (with_p, {"parameters": {"p": cf.per_gate(1.0)}, "initial": {"p.k": 2.0}}, "{'p.k': ...} names nothing"),
 ]
 
 
@@ -680,6 +714,12 @@ STRUCTURE = [
 def test_a_cell_whose_parts_do_not_fit_says_what_to_change(function, facts, text):
     with pytest.raises(CellError, match=re.escape(text)):
         cf.cell(**{"gates": "fn", "states": "hc", "source": "none"} | facts)(function)
+
+
+def test_one_gates_part_of_a_parameter_has_its_own_initial_value():
+    facts = {"gates": "fn", "states": "hc", "source": "none", "parameters": {"p": cf.per_gate(1.0)}}
+    layer = cf.cell(**facts, initial={"p.n": 3.0})(with_p).layer(2, 2)
+    assert layer.p_l0.tolist() == [1.0, 1.0, 3.0, 3.0]
 
 
 def test_a_list_of_one_state_is_refused():
