@@ -9,10 +9,11 @@ import inspect
 import numbers
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from types import FunctionType
+from typing import Any, NoReturn
 
 from cellfuse.errors import CellError, ShapeError, TraceError
 from cellfuse.graph.expr import Expr, leaf, node, order
@@ -260,6 +261,11 @@ def cell(
     """
 
     def wrap(function: Callable) -> Cell:
+        if not isinstance(function, FunctionType):
+            raise CellError(
+                f"@cell takes a function written with def, got {_kind(function)}. Write a function of one "
+                "time step; values to be filled in belong to parameters= or into its text."
+            )
         return Cell(
             name=function.__name__,
             function=function,
@@ -276,6 +282,10 @@ def cell(
         )
 
     return wrap
+
+
+def _kind(value: Any) -> str:
+    return "a cell already" if isinstance(value, Cell) else f"a {type(value).__name__}"
 
 
 # Weights and attributes of layers, which a state or parameter of a cell would hide.
@@ -401,11 +411,30 @@ class _Gate(Symbol):
             refuse(str(error))
 
 
-class _Gates:
+class _ByName:
+    """Something whose parts are read as attributes and in no other way."""
+
+    _name: str
+    _tracing: _Tracing
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        gates = self._tracing.cell.gates
+        wanted = key if key in gates else gates[0]
+        refuse(f"{self._name}[{key!r}]: the gates are attributes.", f"{self._name}.{wanted}")
+
+    def __iter__(self, *_: Any) -> Iterator[Any]:
+        parts = ", ".join(f"{self._name}.{gate}" for gate in self._tracing.cell.gates)
+        refuse(f"`{self._name}` was iterated over; the gates are attributes.", f"[{parts}]")
+
+    __len__ = __iter__  # type: ignore[assignment]
+    __contains__ = __iter__  # type: ignore[assignment]
+
+
+class _Gates(_ByName):
     """`gate`: the gates by name, and the projection."""
 
     def __init__(self, tracing: _Tracing) -> None:
-        self._tracing = tracing
+        self._name, self._tracing = "gate", tracing
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -430,7 +459,7 @@ class _Gates:
         return Symbol(node("product", matrix, expr_of(value)))
 
 
-class _GateParts:
+class _GateParts(_ByName):
     """A per-gate parameter: `p.k` is gate k's part."""
 
     def __init__(self, name: str, parameter: Parameter, tracing: _Tracing) -> None:
@@ -480,11 +509,25 @@ class _Tracing:
             product = node("blocks_product", matrix, operand)
         else:
             shape = ("H", *operand.shape) if operand.shape else ("H", "H")
+            first, width = next(((g, r.shape[1]) for g, r in self.matrices()), (gate, shape[1]))
+            if width != shape[1]:
+                wide = first if width == "H" else gate
+                refuse(
+                    f"gate {first} multiplies a value of {width} units by its recurrent matrix and gate "
+                    f"{gate} one of {shape[1]}. The matrices are rows of one weight_hh, so they are equally "
+                    "wide.",
+                    f"gate.{wide}.of(gate.project(value)), which brings it to P units",
+                )
             matrix = self.use(leaf(f"R_{gate}", shape, "matrix"))
             product = node("product", matrix, operand)
         if self.has_bias and "hh" in cell.biases:
             product = node("add", product, self.use(leaf(f"{gate}.b", ("H",), "bias")))
         return product
+
+    def matrices(self) -> list[tuple[str, Expr]]:
+        """(gate, its recurrent matrix) so far."""
+        named = ((gate, self.used.get(f"R_{gate}")) for gate in self.cell.gates)
+        return [(gate, matrix) for gate, matrix in named if matrix is not None]
 
     def argument(self, name: str, parameter: Parameter) -> Any:
         if parameter.per == "gate":

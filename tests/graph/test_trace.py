@@ -1,5 +1,7 @@
 """What can be traced equals torch on tensors; what cannot names the user's line and what to write."""
 
+import functools
+import linecache
 import re
 import sys
 
@@ -159,7 +161,7 @@ FORMS = {
     "layer_norm": [
         lambda a, b, p: F.layer_norm(a, a.shape[-1:]),
         lambda a, b, p: F.layer_norm(a, (a.shape[-1],), eps=0.1),
-        lambda a, b, p: F.layer_norm(a, [6]) * b,
+        lambda a, b, p: F.layer_norm(a, [a.shape[-1]]) * b,
     ],
     "clamp": [
         lambda a, b, p: torch.clamp(a, -1, 1),
@@ -333,13 +335,14 @@ ON_TRUTH = (
 
 
 def unknown(name, near=""):
-    hint = f"Similar ones that can: {near}. " if near else ""
-    return f"torch's `{name}` cannot be part of a cell. {hint}All that can: {KNOWN}.", ""
+    hint = f" Similar ones that can: {near}." if near else ""
+    return f"torch's `{name}` cannot be part of a cell.{hint} All that can: {KNOWN}.", ""
 
 
-def attribute(name):
+def attribute(name, near=""):
+    hint = f" Similar ones that can: {near}." if near else ""
     return (
-        f"`.{name}` of a value is not known while a cell is traced.",
+        f"`.{name}` of a value is not known while a cell is traced.{hint}",
         "an expression in the gates, states and parameters",
     )
 
@@ -393,6 +396,22 @@ REFUSED = {
     "h = h * h.shape[0]": BATCH,
     "h = h / h.shape[0]": BATCH,
     "h = range(h.shape[0])": BATCH,
+    "h = h.sigmod()": attribute("sigmod", "sigmoid, logsigmoid, log_sigmoid"),
+    "print(f'{h:.2f}')": (
+        "a traced value was formatted as a number (.2f).",
+        "print(value), which shows the operation",
+    ),
+    "h = gate['n']": ("gate['n']: the gates are attributes.", "gate.n"),
+    "h = gate[0]": ("gate[0]: the gates are attributes.", "gate.f"),
+    "h = sum(g for g in gate)": (
+        "`gate` was iterated over; the gates are attributes.",
+        "[gate.f, gate.n]",
+    ),
+    "h = h * len(gate)": ("`gate` was iterated over; the gates are attributes.", "[gate.f, gate.n]"),
+    "h = h if 'k' in gate else f": (
+        "`gate` was iterated over; the gates are attributes.",
+        "[gate.f, gate.n]",
+    ),
     "h.data = f": ("`.data = ...` changes a value in place.", "a new value under a new name"),
     "h = h.add_(f)": changes("add_"),
     "h = torch.sigmoid_(h)": changes("sigmoid_"),
@@ -425,6 +444,14 @@ REFUSED = {
     "h = h - h.mean(-1)": DROPPED,
     "h = torch.amax(h, -1)": DROPPED,
     "h = F.layer_norm(h, (2, 3))": ("layer_norm over more than the units.", "F.layer_norm(v, v.shape[-1:])"),
+    "h = F.layer_norm(h, (7,))": (
+        "layer_norm over 7 units; a layer may have any number.",
+        "F.layer_norm(v, v.shape[-1:])",
+    ),
+    "h = torch.nn.LayerNorm(7)(h)": (
+        "layer_norm over 7 units; a layer may have any number.",
+        "F.layer_norm(v, v.shape[-1:])",
+    ),
     "h = h * (f > 0)": ("`mul` " + ON_TRUTH, ""),
     "h = torch.tanh(h > 0)": ("`tanh` " + ON_TRUTH, ""),
     "h = torch.where(h, f, 0.0)": ("`where` " + CONDITION, ""),
@@ -508,6 +535,17 @@ def test_the_line_may_be_in_a_function_of_another_file(tmp_path):
 
     with pytest.raises(TraceError, match=r"apart\.py, line 2, in clipped:  return h if h < 1 else 1\n"):
         cf.cell(gates="fn", source="none")(outer)
+
+
+@pytest.mark.parametrize("prompt", ["<stdin>", "<ipython-input-3-abc>", "<python-input-0>"])
+def test_the_line_may_be_typed_at_a_prompt(prompt):
+    text = FILE.format(line="h = h[0]")
+    linecache.cache[prompt] = (len(text), None, text.splitlines(keepends=True), prompt)
+    with pytest.raises(TraceError, match=re.escape(f"\n  {prompt}, line 10, in wrong:  h = h[0]\n")):
+        exec(compile(text, prompt, "exec"), {"__name__": "prompt"})
+    del linecache.cache[prompt]
+    with pytest.raises(TraceError, match=re.escape(f"\n  {prompt}, line 10, in wrong\n")):
+        exec(compile(text, prompt, "exec"), {"__name__": "prompt"})
 
 
 def test_the_tracer_leaves_the_profiler_and_other_errors_as_they_were():
@@ -596,6 +634,10 @@ def with_p(gate, h, c, p):
     return p.f * gate.f + p.n * gate.n, c
 
 
+def two_widths(gate, h, c):
+    return gate.project(gate.f), gate.n.x + gate.n.of(c)
+
+
 def no_such_part(gate, h, c, p):
     return gate.f + gate.n + p.k, c
 
@@ -658,12 +700,30 @@ STRUCTURE = [
         {"projected": "h"},
         "values of the shapes [H] and [P] cannot be combined element by element",
     ),
+    (
+        two_widths,
+        {"projected": "h"},
+        "gate f multiplies a value of P units by its recurrent matrix and gate n one of H. The matrices are "
+        "rows of one weight_hh, so they are equally wide.\n  test_trace.py, line",
+    ),
+    (
+        two_widths,
+        {"projected": "h"},
+        "Write instead: gate.n.of(gate.project(value)), which brings it to P units",
+    ),
     (no_such_part, {"parameters": {"p": cf.per_gate(0.0)}}, "p.k: the gates are f n."),
     (
         good,
         {"source": ""},
         "good: say where the equation is from: source='Zhou et al. 2016, arXiv:1603.09420'",
     ),
+    (
+        functools.partial(with_p, p=1.0),
+        {},
+        "@cell takes a function written with def, got a partial. Write a function of one time step; values",
+    ),
+    (torch.nn.Identity(), {}, "got a Identity. Write a function"),
+    (cf.cells.mgu, {}, "@cell takes a function written with def, got a cell already."),
     (good, {"gates": "ff"}, "gates='ff': a name appears twice"),
     (good, {"gates": "f-"}, "gates='f-': '-' is not a name such as 'f' or 'forget'"),
     (good, {"gates": ""}, "good: a cell needs at least one gate, such as gates='n'"),
