@@ -65,7 +65,7 @@ def scalar(initial: Initial, *, learned: bool = True, is_bias: bool = False) -> 
 class Cell:
     """A recurrent cell: the function of one time step and its facts. Made by `cell`.
 
-    Call it with tensors and it computes one step as plain PyTorch: `cell(gate, *states, *parameters)`.
+    `cellfuse.reference.one_step` calls the function on tensors: one step in plain PyTorch.
 
     Attributes:
         name: the function's name.
@@ -238,8 +238,8 @@ def cell(
     new value of each state in the same order; the first one is the output. A cell whose output is not
     a state returns `output, (state, ...)`.
 
-    Inside, `gate.k.x` is W_k x + b_k (the input product), `gate.k.h` is R_k h + b_k with h the first
-    state (the recurrent product), `gate.k` is their sum, and `gate.k.of(v)` is R_k v + b_k for any value
+    Inside, `gate.k.x` is W_k x + b_k (the input product), `gate.k.h` is R_k h + d_k with h the first
+    state (the recurrent product), `gate.k` is their sum, and `gate.k.of(v)` is R_k v + d_k for any value
     v computed so far in the step. Each gate has one R_k. All values are [B, H]; hidden-axis functions
     (softmax, cumsum, layer_norm, sum with keepdim=True) take dim=-1.
 
