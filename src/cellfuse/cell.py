@@ -6,12 +6,14 @@ Does not run anything over time: see `cellfuse.nn` for the layer.
 from __future__ import annotations
 
 import inspect
+import numbers
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from types import FunctionType
+from typing import Any, NoReturn
 
 from cellfuse.errors import CellError, ShapeError, TraceError
 from cellfuse.graph.expr import Expr, leaf, node, order
@@ -63,7 +65,7 @@ def scalar(initial: Initial, *, learned: bool = True, is_bias: bool = False) -> 
 class Cell:
     """A recurrent cell: the function of one time step and its facts. Made by `cell`.
 
-    Call it with tensors and it computes one step as plain PyTorch: `cell(gate, *states, *parameters)`.
+    `cellfuse.reference.one_step` calls the function on tensors: one step in plain PyTorch.
 
     Attributes:
         name: the function's name.
@@ -75,8 +77,9 @@ class Cell:
         biases: which of "ih" (added to W x) and "hh" (added to R h) exist.
         parameters: further parameters by name, see `per_unit`, `per_gate`, `scalar`.
         projected: the state of width P that `gate.project` makes, or "" (see proj_size).
-        initial: initial values that differ from torch's uniform +-1/sqrt(H), by parameter name or
-            "parameter.gate"; and of states, by state name (0 otherwise).
+        initial: initial values that differ from torch's uniform +-1/sqrt(H), by the name of a weight or
+            bias, or for one gate: "bias_ih.f", and "p.f" of a parameter p per gate; and of states, by
+            state name: a number each, 0 if it is not there.
         source: paper and equations the step is taken from.
         deviation: where the step differs from the source, and why; empty if it does not.
         aten: name of torch's own operator for exactly this cell, or "".
@@ -100,6 +103,7 @@ class Cell:
     def __post_init__(self) -> None:
         _check_facts(self)
         _ = self.step, self.step_without_bias  # trace now, so that mistakes show at the definition
+        _check_initial(self)
         object.__setattr__(self, "number", len(_numbered))
         _numbered.append(weakref.ref(self))
 
@@ -234,8 +238,8 @@ def cell(
     new value of each state in the same order; the first one is the output. A cell whose output is not
     a state returns `output, (state, ...)`.
 
-    Inside, `gate.k.x` is W_k x + b_k (the input product), `gate.k.h` is R_k h + b_k with h the first
-    state (the recurrent product), `gate.k` is their sum, and `gate.k.of(v)` is R_k v + b_k for any value
+    Inside, `gate.k.x` is W_k x + b_k (the input product), `gate.k.h` is R_k h + d_k with h the first
+    state (the recurrent product), `gate.k` is their sum, and `gate.k.of(v)` is R_k v + d_k for any value
     v computed so far in the step. Each gate has one R_k. All values are [B, H]; hidden-axis functions
     (softmax, cumsum, layer_norm, sum with keepdim=True) take dim=-1.
 
@@ -257,6 +261,11 @@ def cell(
     """
 
     def wrap(function: Callable) -> Cell:
+        if not isinstance(function, FunctionType):
+            raise CellError(
+                f"@cell takes a function written with def, got {_kind(function)}. Write a function of one "
+                "time step; values to be filled in belong to parameters= or into its text."
+            )
         return Cell(
             name=function.__name__,
             function=function,
@@ -273,6 +282,10 @@ def cell(
         )
 
     return wrap
+
+
+def _kind(value: Any) -> str:
+    return "a cell already" if isinstance(value, Cell) else f"a {type(value).__name__}"
 
 
 # Weights and attributes of layers, which a state or parameter of a cell would hide.
@@ -320,14 +333,54 @@ def _check_facts(cell: Cell) -> None:
             f"{cell.name}: the function takes ({', '.join(given)}); with these states and parameters "
             f"it must take ({', '.join(wanted)})"
         )
-    names = {*cell.states, "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"}
-    for name in cell.initial:
-        stem, _, gate = name.partition(".")
-        if stem not in names or (gate and gate not in cell.gates):
+
+
+def _check_initial(cell: Cell) -> None:
+    """Every initial value is one, and belongs to something the cell has."""
+    into, back = cell.input_gates, cell.recurrent_gates
+    rows = {"weight_ih": into, "weight_hh": back}
+    rows |= {"bias_ih": into} if "ih" in cell.biases else {}
+    rows |= {"bias_hh": back} if "hh" in cell.biases else {}
+    known = {name for name, gates in rows.items() if gates} | ({"weight_hr"} if cell.projected else set())
+    rows |= {name: cell.gates for name, own in cell.parameters.items() if own.per == "gate"}
+    known |= {*cell.states, *(f"{name}.{gate}" for name, gates in rows.items() for gate in gates)}
+    for name, value in cell.initial.items():
+        if name in cell.parameters:
+            maker = {"unit": "per_unit", "gate": "per_gate", "cell": "scalar"}[cell.parameters[name].per]
             raise CellError(
-                f"{cell.name}: initial={{{name!r}: ...}} names nothing; use a state, or one of "
-                "weight_ih, weight_hh, weight_hr, bias_ih, bias_hh, alone or with a gate: 'bias_ih.f'"
+                f"{cell.name}: initial={{{name!r}: ...}}: a parameter's initial value stands where it is "
+                f"declared: parameters={{{name!r}: cf.{maker}({value!r})}}"
             )
+        if name not in known:
+            raise CellError(
+                f"{cell.name}: initial={{{name!r}: ...}} names nothing; this cell has "
+                f"{', '.join(sorted(known))}"
+            )
+        if name in cell.states and not _is_number(value):
+            raise CellError(
+                f"{cell.name}: initial={{{name!r}: {value!r}}}: a state begins with one number, such as 0.0; "
+                "for other beginnings pass hx to the layer"
+            )
+        _check_value(cell, f"initial={{{name!r}: {value!r}}}", value)
+    for name, own in cell.parameters.items():
+        _check_value(cell, f"parameter {name}: {own.initial!r}", own.initial)
+
+
+def _check_value(cell: Cell, given: str, value: Any) -> None:
+    is_range = isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
+    if is_range and value[0] > value[1]:
+        raise CellError(f"{cell.name}: {given} is an empty range; write ({value[1]!r}, {value[0]!r})")
+    if not (
+        is_range or _is_number(value) or callable(value) or (isinstance(value, str) and value == "uniform")
+    ):
+        raise CellError(
+            f"{cell.name}: {given} is no initial value; use a number, a range (low, high), 'uniform' for "
+            "+-1/sqrt(H), or a function that fills a tensor in place, such as torch.nn.init.orthogonal_"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 class _Gate(Symbol):
@@ -358,11 +411,30 @@ class _Gate(Symbol):
             refuse(str(error))
 
 
-class _Gates:
+class _ByName:
+    """Something whose parts are read as attributes and in no other way."""
+
+    _name: str
+    _tracing: _Tracing
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        gates = self._tracing.cell.gates
+        wanted = key if key in gates else gates[0]
+        refuse(f"{self._name}[{key!r}]: the gates are attributes.", f"{self._name}.{wanted}")
+
+    def __iter__(self, *_: Any) -> Iterator[Any]:
+        parts = ", ".join(f"{self._name}.{gate}" for gate in self._tracing.cell.gates)
+        refuse(f"`{self._name}` was iterated over; the gates are attributes.", f"[{parts}]")
+
+    __len__ = __iter__  # type: ignore[assignment]
+    __contains__ = __iter__  # type: ignore[assignment]
+
+
+class _Gates(_ByName):
     """`gate`: the gates by name, and the projection."""
 
     def __init__(self, tracing: _Tracing) -> None:
-        self._tracing = tracing
+        self._name, self._tracing = "gate", tracing
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -387,7 +459,7 @@ class _Gates:
         return Symbol(node("product", matrix, expr_of(value)))
 
 
-class _GateParts:
+class _GateParts(_ByName):
     """A per-gate parameter: `p.k` is gate k's part."""
 
     def __init__(self, name: str, parameter: Parameter, tracing: _Tracing) -> None:
@@ -437,11 +509,25 @@ class _Tracing:
             product = node("blocks_product", matrix, operand)
         else:
             shape = ("H", *operand.shape) if operand.shape else ("H", "H")
+            first, width = next(((g, r.shape[1]) for g, r in self.matrices()), (gate, shape[1]))
+            if width != shape[1]:
+                wide = first if width == "H" else gate
+                refuse(
+                    f"gate {first} multiplies a value of {width} units by its recurrent matrix and gate "
+                    f"{gate} one of {shape[1]}. The matrices are rows of one weight_hh, so they are equally "
+                    "wide.",
+                    f"gate.{wide}.of(gate.project(value)), which brings it to P units",
+                )
             matrix = self.use(leaf(f"R_{gate}", shape, "matrix"))
             product = node("product", matrix, operand)
         if self.has_bias and "hh" in cell.biases:
             product = node("add", product, self.use(leaf(f"{gate}.b", ("H",), "bias")))
         return product
+
+    def matrices(self) -> list[tuple[str, Expr]]:
+        """(gate, its recurrent matrix) so far."""
+        named = ((gate, self.used.get(f"R_{gate}")) for gate in self.cell.gates)
+        return [(gate, matrix) for gate, matrix in named if matrix is not None]
 
     def argument(self, name: str, parameter: Parameter) -> Any:
         if parameter.per == "gate":
@@ -483,7 +569,8 @@ def _trace(cell: Cell, *, has_bias: bool) -> Graph:
     if not output.shape:
         outputs[0] = ("output", node("expand", output, tracing.states[cell.states[0]]))
     names = _variable_names(variables, cell)
-    return simplify(Graph(cell.name, tracing.inputs(), tuple(outputs), names))
+    has_input_bias = has_bias and "ih" in cell.biases
+    return simplify(Graph(cell.name, tracing.inputs(), tuple(outputs), names, has_input_bias))
 
 
 def _outcome(cell: Cell, result: Any) -> tuple[Expr, tuple[Expr, ...]]:

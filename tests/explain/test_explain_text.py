@@ -132,6 +132,14 @@ def test_every_gate_of_a_published_cell_has_a_meaning():
         assert [gate for gate, _ in gate_meanings(cell)] == list(cell.gates), cell.name
 
 
+def test_a_gate_is_called_one_even_if_it_is_no_sigmoid():
+    facts = cf.explain(cf.cells.slstm.layer(I, H, num_heads=2))
+    said = {equation.left: (equation.en, equation.zh) for equation in facts.equations}
+    assert said["i"] == ("input gate", "输入门")
+    assert said["f"] == ("forget gate", "遗忘门")
+    assert {cf.explain(cf.GRU(I, H)).equations[k].en for k in (0, 1)} == {"reset gate", "update gate"}
+
+
 def test_wrapping_keeps_every_word_and_the_width():
     text = "forward 正向（从左到右），说明 h_n[0]、h_n[1]。" * 9
     lines = wrap(text, "  - ")

@@ -16,8 +16,8 @@ H, P, MATRIX, TALL = ("H",), ("P",), ("H", "H"), ("P", "H")
 PAIRS, SINGLE = [(H, H), (H, ()), ((), H)], [(H,), ((),)]
 ARGUMENTS = {
     **dict.fromkeys(("add", "sub", "mul", "div", "pow", "max", "min"), PAIRS),
-    **dict.fromkeys(("neg", "abs", "sign", "sqrt", "exp", "log", "sin", "cos", "erf"), SINGLE),
-    **dict.fromkeys(("tanh", "sigmoid", "relu", "softplus", "detach"), SINGLE),
+    **dict.fromkeys(("neg", "abs", "sign", "sqrt", "exp", "log", "expm1", "log1p"), SINGLE),
+    **dict.fromkeys(("sin", "cos", "erf", "tanh", "sigmoid", "relu", "softplus", "detach"), SINGLE),
     **dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne"), PAIRS[:2]),
     "where": PAIRS,
     "and": [(H, H)],
@@ -36,7 +36,7 @@ ARGUMENTS = {
     "blocks_outer": [(H, H, BLOCKS)],
 }
 CASES = [(name, shapes) for name, every in ARGUMENTS.items() for shapes in every]
-POSITIVE = {"sqrt": (0,), "log": (0,), "pow": (0,), "div": (1,)}  # arguments kept above 0
+POSITIVE = {"sqrt": (0,), "log": (0,), "log1p": (0,), "pow": (0,), "div": (1,)}  # arguments kept above 0
 
 
 def of_operation(name, shapes):
@@ -121,9 +121,9 @@ def random_graphs(draw):
             b = pick(a.shape, ())
             b = positive(b) if name == "div" else b
             made = node(name, positive(a), node("tanh", b)) if name == "pow" else node(name, a, b)
-        elif name in ("sqrt", "log"):
+        elif name in ("sqrt", "log", "log1p"):
             made = node(name, positive(pick(H, P, ())))
-        elif name == "exp":
+        elif name in ("exp", "expm1"):
             made = node(name, node("tanh", pick(H, P, ())))
         else:
             made = node(name, *(pick(shape) for shape in shapes))

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cellfuse as cf
+from cellfuse.graph.backward import backward
 from cellfuse.graph.equations import SPELLINGS, equations
 from cellfuse.graph.expr import constant, leaf, node
 from cellfuse.graph.graph import Graph
 from cellfuse.graph.interpret import interpret
+from cellfuse.graph.simplify import simplify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CELLS = sorted(cf.cells.CELLS)
@@ -176,6 +178,32 @@ def test_brackets_are_there_where_they_are_needed_and_nowhere_else(expr, unicode
 def wordy(gate, h):
     i = torch.sigmoid(gate.in_gate)
     return i * h + 1e-5 * torch.tanh(gate.n)
+
+
+def test_a_bias_that_does_not_exist_is_not_written():
+    for style in ("unicode", "latex"):
+        text = "\n".join(written(cf.cells.lstm.step_without_bias, style))
+        assert "b_" not in text
+        assert "d_" not in text
+    assert written(cf.cells.lstm.step_without_bias, "unicode")[0] == "i = σ(W_i x + R_i h)"
+    assert written(cf.cells.gru.step_without_bias, "unicode")[2] == "n = tanh(W_n x + r ⊙ R_n h)"
+    assert "b_" not in "\n".join(written(cf.cells.layer_norm_lstm.step, "unicode"))
+    assert "b_i" in "\n".join(written(cf.cells.slstm.step, "unicode"))
+
+
+def test_an_input_product_without_bias_binds_as_a_recurrent_one():
+    def own(gate, h):
+        return gate.n.x**2 + 3 * gate.f.x + gate.f.h - gate.n.h
+
+    cell = cf.cell(gates="fn", source="none")(own)
+    assert written(cell.step_without_bias, "unicode") == ["h′ = W_n x ⊙ W_n x + 3 ⊙ W_f x + R_f h − R_n h"]
+
+
+def test_the_facts_of_a_graph_stay_with_it():
+    step = cf.cells.lstm.step_without_bias
+    assert not step.has_input_bias
+    assert not simplify(step).has_input_bias
+    assert not backward(step).has_input_bias
 
 
 def test_names_of_several_letters_have_braces_in_latex():

@@ -1,5 +1,7 @@
 """What can be traced equals torch on tensors; what cannot names the user's line and what to write."""
 
+import functools
+import linecache
 import re
 import sys
 
@@ -27,6 +29,11 @@ FORMS = {
     "sqrt": [lambda a, b, p: torch.sqrt(p), lambda a, b, p: p.sqrt()],
     "exp": [lambda a, b, p: torch.exp(a), lambda a, b, p: a.exp()],
     "log": [lambda a, b, p: torch.log(p), lambda a, b, p: p.log()],
+    "expm1": [
+        lambda a, b, p: torch.expm1(a),
+        lambda a, b, p: torch.special.expm1(a),
+        lambda a, b, p: a.expm1(),
+    ],
     "sin": [lambda a, b, p: torch.sin(a), lambda a, b, p: a.sin()],
     "cos": [lambda a, b, p: torch.cos(a), lambda a, b, p: a.cos()],
     "erf": [lambda a, b, p: torch.erf(a), lambda a, b, p: torch.special.erf(a)],
@@ -154,7 +161,7 @@ FORMS = {
     "layer_norm": [
         lambda a, b, p: F.layer_norm(a, a.shape[-1:]),
         lambda a, b, p: F.layer_norm(a, (a.shape[-1],), eps=0.1),
-        lambda a, b, p: F.layer_norm(a, [6]) * b,
+        lambda a, b, p: F.layer_norm(a, [a.shape[-1]]) * b,
     ],
     "clamp": [
         lambda a, b, p: torch.clamp(a, -1, 1),
@@ -328,13 +335,14 @@ ON_TRUTH = (
 
 
 def unknown(name, near=""):
-    hint = f"Similar ones that can: {near}. " if near else ""
-    return f"torch's `{name}` cannot be part of a cell. {hint}All that can: {KNOWN}.", ""
+    hint = f" Similar ones that can: {near}." if near else ""
+    return f"torch's `{name}` cannot be part of a cell.{hint} All that can: {KNOWN}.", ""
 
 
-def attribute(name):
+def attribute(name, near=""):
+    hint = f" Similar ones that can: {near}." if near else ""
     return (
-        f"`.{name}` of a value is not known while a cell is traced.",
+        f"`.{name}` of a value is not known while a cell is traced.{hint}",
         "an expression in the gates, states and parameters",
     )
 
@@ -388,6 +396,22 @@ REFUSED = {
     "h = h * h.shape[0]": BATCH,
     "h = h / h.shape[0]": BATCH,
     "h = range(h.shape[0])": BATCH,
+    "h = h.sigmod()": attribute("sigmod", "sigmoid, logsigmoid, log_sigmoid"),
+    "print(f'{h:.2f}')": (
+        "a traced value was formatted as a number (.2f).",
+        "print(value), which shows the operation",
+    ),
+    "h = gate['n']": ("gate['n']: the gates are attributes.", "gate.n"),
+    "h = gate[0]": ("gate[0]: the gates are attributes.", "gate.f"),
+    "h = sum(g for g in gate)": (
+        "`gate` was iterated over; the gates are attributes.",
+        "[gate.f, gate.n]",
+    ),
+    "h = h * len(gate)": ("`gate` was iterated over; the gates are attributes.", "[gate.f, gate.n]"),
+    "h = h if 'k' in gate else f": (
+        "`gate` was iterated over; the gates are attributes.",
+        "[gate.f, gate.n]",
+    ),
     "h.data = f": ("`.data = ...` changes a value in place.", "a new value under a new name"),
     "h = h.add_(f)": changes("add_"),
     "h = torch.sigmoid_(h)": changes("sigmoid_"),
@@ -420,6 +444,14 @@ REFUSED = {
     "h = h - h.mean(-1)": DROPPED,
     "h = torch.amax(h, -1)": DROPPED,
     "h = F.layer_norm(h, (2, 3))": ("layer_norm over more than the units.", "F.layer_norm(v, v.shape[-1:])"),
+    "h = F.layer_norm(h, (7,))": (
+        "layer_norm over 7 units; a layer may have any number.",
+        "F.layer_norm(v, v.shape[-1:])",
+    ),
+    "h = torch.nn.LayerNorm(7)(h)": (
+        "layer_norm over 7 units; a layer may have any number.",
+        "F.layer_norm(v, v.shape[-1:])",
+    ),
     "h = h * (f > 0)": ("`mul` " + ON_TRUTH, ""),
     "h = torch.tanh(h > 0)": ("`tanh` " + ON_TRUTH, ""),
     "h = torch.where(h, f, 0.0)": ("`where` " + CONDITION, ""),
@@ -505,6 +537,17 @@ def test_the_line_may_be_in_a_function_of_another_file(tmp_path):
         cf.cell(gates="fn", source="none")(outer)
 
 
+@pytest.mark.parametrize("prompt", ["<stdin>", "<ipython-input-3-abc>", "<python-input-0>"])
+def test_the_line_may_be_typed_at_a_prompt(prompt):
+    text = FILE.format(line="h = h[0]")
+    linecache.cache[prompt] = (len(text), None, text.splitlines(keepends=True), prompt)
+    with pytest.raises(TraceError, match=re.escape(f"\n  {prompt}, line 10, in wrong:  h = h[0]\n")):
+        exec(compile(text, prompt, "exec"), {"__name__": "prompt"})
+    del linecache.cache[prompt]
+    with pytest.raises(TraceError, match=re.escape(f"\n  {prompt}, line 10, in wrong\n")):
+        exec(compile(text, prompt, "exec"), {"__name__": "prompt"})
+
+
 def test_the_tracer_leaves_the_profiler_and_other_errors_as_they_were():
     before = sys.getprofile()
 
@@ -587,6 +630,14 @@ def mixed_widths(gate, h, c):
     return gate.project(gate.f + gate.n) * c, c
 
 
+def with_p(gate, h, c, p):
+    return p.f * gate.f + p.n * gate.n, c
+
+
+def two_widths(gate, h, c):
+    return gate.project(gate.f), gate.n.x + gate.n.of(c)
+
+
 def no_such_part(gate, h, c, p):
     return gate.f + gate.n + p.k, c
 
@@ -649,12 +700,30 @@ STRUCTURE = [
         {"projected": "h"},
         "values of the shapes [H] and [P] cannot be combined element by element",
     ),
+    (
+        two_widths,
+        {"projected": "h"},
+        "gate f multiplies a value of P units by its recurrent matrix and gate n one of H. The matrices are "
+        "rows of one weight_hh, so they are equally wide.\n  test_trace.py, line",
+    ),
+    (
+        two_widths,
+        {"projected": "h"},
+        "Write instead: gate.n.of(gate.project(value)), which brings it to P units",
+    ),
     (no_such_part, {"parameters": {"p": cf.per_gate(0.0)}}, "p.k: the gates are f n."),
     (
         good,
         {"source": ""},
         "good: say where the equation is from: source='Zhou et al. 2016, arXiv:1603.09420'",
     ),
+    (
+        functools.partial(with_p, p=1.0),
+        {},
+        "@cell takes a function written with def, got a partial. Write a function of one time step; values",
+    ),
+    (torch.nn.Identity(), {}, "got a Identity. Write a function"),
+    (cf.cells.mgu, {}, "@cell takes a function written with def, got a cell already."),
     (good, {"gates": "ff"}, "gates='ff': a name appears twice"),
     (good, {"gates": "f-"}, "gates='f-': '-' is not a name such as 'f' or 'forget'"),
     (good, {"gates": ""}, "good: a cell needs at least one gate, such as gates='n'"),
@@ -666,8 +735,38 @@ STRUCTURE = [
     (
         good,
         {"initial": {"bias_ih.k": 1.0}},
-        "initial={'bias_ih.k': ...} names nothing; use a state, or one of",
+        "initial={'bias_ih.k': ...} names nothing; this cell has bias_hh, bias_hh.f, bias_hh.n",
     ),
+    (good, {"initial": {"weight_hr": 1.0}}, "initial={'weight_hr': ...} names nothing"),
+    (good, {"initial": {"h.f": 1.0}}, "initial={'h.f': ...} names nothing"),
+    (good, {"biases": ("ih",), "initial": {"bias_hh": 1.0}}, "initial={'bias_hh': ...} names nothing"),
+    (
+        good,
+        {"initial": {"weight_hh": "orthogonal"}},
+        "good: initial={'weight_hh': 'orthogonal'} is no initial value; use a number, a range (low, high), "
+        "'uniform' for +-1/sqrt(H), or a function that fills a tensor in place, such as torch.nn.init",
+    ),
+    (good, {"initial": {"weight_hh.f": True}}, "initial={'weight_hh.f': True} is no initial value"),
+    (good, {"initial": {"bias_ih": (1.0, 0.0)}}, "(1.0, 0.0)} is an empty range; write (0.0, 1.0)"),
+    (
+        good,
+        {"initial": {"h": (0.0, 1.0)}},
+        "good: initial={'h': (0.0, 1.0)}: a state begins with one number, such as 0.0; for other beginnings "
+        "pass hx to the layer",
+    ),
+    (good, {"initial": {"c": "uniform"}}, "initial={'c': 'uniform'}: a state begins with one number"),
+    (good, {"initial": {"c": torch.nn.init.ones_}}, "a state begins with one number"),
+    (
+        with_p,
+        {"parameters": {"p": cf.per_gate("normal")}},
+        "with_p: parameter p: 'normal' is no initial value",
+    ),
+    (
+        with_p,
+        {"parameters": {"p": cf.per_gate(1.0)}, "initial": {"p": 2.0}},
+        "a parameter's initial value stands where it is declared: parameters={'p': cf.per_gate(2.0)}",
+    ),
+    (with_p, {"parameters": {"p": cf.per_gate(1.0)}, "initial": {"p.k": 2.0}}, "{'p.k': ...} names nothing"),
 ]
 
 
@@ -675,6 +774,12 @@ STRUCTURE = [
 def test_a_cell_whose_parts_do_not_fit_says_what_to_change(function, facts, text):
     with pytest.raises(CellError, match=re.escape(text)):
         cf.cell(**{"gates": "fn", "states": "hc", "source": "none"} | facts)(function)
+
+
+def test_one_gates_part_of_a_parameter_has_its_own_initial_value():
+    facts = {"gates": "fn", "states": "hc", "source": "none", "parameters": {"p": cf.per_gate(1.0)}}
+    layer = cf.cell(**facts, initial={"p.n": 3.0})(with_p).layer(2, 2)
+    assert layer.p_l0.tolist() == [1.0, 1.0, 3.0, 3.0]
 
 
 def test_a_list_of_one_state_is_refused():

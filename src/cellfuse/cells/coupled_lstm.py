@@ -12,7 +12,7 @@ from cellfuse.cell import cell
     deviation="no peepholes",
 )
 def coupled_lstm(gate, h, c):
-    """One step of the LSTM with f = 1 - i. i: input, g: candidate, o: output."""
+    """One step of the LSTM with f = 1 - i. i: input gate, g: candidate, o: output gate."""
     i = torch.sigmoid(gate.i)
     g = torch.tanh(gate.g)
     o = torch.sigmoid(gate.o)

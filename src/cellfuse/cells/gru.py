@@ -12,7 +12,7 @@ from cellfuse.cell import cell
     aten="gru",
 )
 def gru(gate, h):
-    """One step of the gated recurrent unit. r: reset, z: update, n: candidate."""
+    """One step of the gated recurrent unit. r: reset gate, z: update gate, n: candidate."""
     r = torch.sigmoid(gate.r)
     z = torch.sigmoid(gate.z)
     n = torch.tanh(gate.n.x + r * gate.n.h)
@@ -24,7 +24,7 @@ def gru(gate, h):
     source="Cho et al. 2014, arXiv:1406.1078, eq. 5-8; Chung et al. 2014, arXiv:1412.3555",
 )
 def gru_reset_before(gate, h):
-    """One step of the gated recurrent unit as published. r: reset, z: update, n: candidate."""
+    """One step of the gated recurrent unit as published. r: reset gate, z: update gate, n: candidate."""
     r = torch.sigmoid(gate.r)
     z = torch.sigmoid(gate.z)
     n = torch.tanh(gate.n.x + gate.n.of(r * h))

@@ -32,7 +32,7 @@ def normalise(values):
 def layer_norm_lstm(gate, h, c, gain_x, gain_h, shift, gain_c, shift_c):
     """One step of the layer-normalised LSTM. The cell state is carried without normalisation.
 
-    i: input, f: forget, g: candidate, o: output.
+    i: input gate, f: forget gate, g: candidate, o: output gate.
     """
     xi, xf, xg, xo = normalise([gate.i.x, gate.f.x, gate.g.x, gate.o.x])
     hi, hf, hg, ho = normalise([gate.i.h, gate.f.h, gate.g.h, gate.o.h])

@@ -12,7 +12,7 @@ from cellfuse.cell import cell
     aten="lstm",
 )
 def lstm(gate, h, c):
-    """One step of the LSTM. i: input, f: forget, g: candidate, o: output."""
+    """One step of the LSTM. i: input gate, f: forget gate, g: candidate, o: output gate."""
     i = torch.sigmoid(gate.i)
     f = torch.sigmoid(gate.f)
     g = torch.tanh(gate.g)
@@ -31,7 +31,10 @@ def lstm(gate, h, c):
     aten="lstm",
 )
 def projected_lstm(gate, h, c):
-    """One step of the LSTM with h projected to P units. i: input, f: forget, g: candidate, o: output."""
+    """One step of the LSTM with h projected to P units.
+
+    i: input gate, f: forget gate, g: candidate, o: output gate.
+    """
     i = torch.sigmoid(gate.i)
     f = torch.sigmoid(gate.f)
     g = torch.tanh(gate.g)

@@ -12,7 +12,7 @@ from cellfuse.cell import cell
     deviation="tanh for the two squashing functions g and h, which have other ranges in the paper",
 )
 def lstm_without_forget(gate, h, c):
-    """One step of the LSTM of 1997. i: input, g: candidate, o: output."""
+    """One step of the LSTM of 1997. i: input gate, g: candidate, o: output gate."""
     i = torch.sigmoid(gate.i)
     g = torch.tanh(gate.g)
     o = torch.sigmoid(gate.o)

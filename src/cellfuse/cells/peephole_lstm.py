@@ -14,7 +14,7 @@ from cellfuse.cell import cell, per_unit
 def peephole_lstm(gate, h, c, p_i, p_f, p_o):
     """One step of the LSTM with peepholes: i and f see the old cell state, o the new one.
 
-    i: input, f: forget, g: candidate, o: output.
+    i: input gate, f: forget gate, g: candidate, o: output gate.
     """
     i = torch.sigmoid(gate.i + p_i * c)
     f = torch.sigmoid(gate.f + p_f * c)

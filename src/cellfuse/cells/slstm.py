@@ -16,7 +16,10 @@ from cellfuse.cell import cell
     deviation="m starts at minus infinity, so that the first step has i = 1 and cannot divide by zero",
 )
 def slstm(gate, h, c, n, m):
-    """One step of the sLSTM. i: input, f: forget, z: candidate, o: output; m keeps exp in range."""
+    """One step of the sLSTM; m keeps exp in range.
+
+    i: input gate, f: forget gate, z: candidate, o: output gate.
+    """
     log_f = F.logsigmoid(gate.f)
     m_new = torch.maximum(gate.i, log_f + m)
     i = torch.exp(gate.i - m_new)

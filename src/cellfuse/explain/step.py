@@ -14,18 +14,24 @@ from cellfuse.graph.equations import equations
 def equations_of(subject: Subject) -> tuple[Equation, ...]:
     """The equations of one time step, in the order of the computation."""
     graph, said = subject.step, dict(gate_meanings(subject.cell))
-    has_input_bias = subject.bias and "ih" in subject.cell.biases
-    sigmoids = {name for expr, name in graph.names if expr.op == "sigmoid"}
-    made = []
-    for left, right in equations(graph):
-        if not has_input_bias:  # the graph has W x + b as one leaf; here it is W x alone
-            right = re.sub(r"(W_(\w+) x) \+ b_\2\b", r"\1", right)
-        made.append(Equation(left, right, *_left(left, subject, said, left in sigmoids)))
-    return tuple(made)
+    # A sigmoid is a gate without being called one; another function is one if the docstring says so.
+    are_gates = {name for expr, name in graph.names if expr.op == "sigmoid"}
+    are_gates |= {gate for gate, meaning in _meanings(subject.cell) if _GATE.match(meaning)}
+    rows = equations(graph)
+    return tuple(
+        Equation(left, right, *_left(left, subject, said, left in are_gates)) for left, right in rows
+    )
 
 
 def gate_meanings(cell: Cell) -> tuple[tuple[str, str], ...]:
-    """(gate, meaning) pairs from a docstring such as "... r: reset, z: update, n: candidate." """
+    """(gate, meaning) pairs from a docstring such as "... r: reset gate, n: candidate."; reset, candidate."""
+    return tuple((gate, re.sub(_GATE, r"\1", meaning)) for gate, meaning in _meanings(cell))
+
+
+_GATE = re.compile(r"^(\w+) gate$")
+
+
+def _meanings(cell: Cell) -> tuple[tuple[str, str], ...]:
     text = " ".join((cell.function.__doc__ or "").split())
     found = re.findall(r"\b(\w+): ([^,:.;]+)", text)
     return tuple((gate, meaning.strip()) for gate, meaning in found if gate in cell.gates)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cellfuse.graph.expr import Expr, constant, leaf, node, order
 from cellfuse.graph.graph import Graph
 from cellfuse.graph.ops import OPS
@@ -25,7 +27,8 @@ def backward(graph: Graph) -> Graph:
                 if flow is not None:
                     _accumulate(gradients, arg, flow)
     outputs = tuple((f"d({i.label})", gradients.get(i, constant(0.0))) for i in graph.inputs)
-    return simplify(Graph(graph.name + ".backward", graph.inputs + seeds, outputs, graph.names))
+    name, inputs = graph.name + ".backward", graph.inputs + seeds
+    return simplify(replace(graph, name=name, inputs=inputs, outputs=outputs))
 
 
 def _accumulate(gradients: dict[Expr, Expr], target: Expr, flow: Expr) -> None:

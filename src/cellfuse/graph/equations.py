@@ -47,6 +47,8 @@ SPELLINGS: dict[str, Spelling] = {
     "sqrt": Spelling("√({0})", r"\sqrt{{{0}}}"),
     "exp": _call("exp", r"\exp"),
     "log": _call("log", r"\log"),
+    "expm1": Spelling("exp({0}) − 1", r"\exp\left({0}\right) - 1", 1),
+    "log1p": Spelling("log(1 + {0})", r"\log\left(1 + {0}\right)", inside=2),
     "sin": _call("sin", r"\sin"),
     "cos": _call("cos", r"\cos"),
     "erf": _call("erf"),
@@ -103,11 +105,11 @@ def equations(graph: Graph, style: str = "unicode") -> list[tuple[str, str]]:
     rows = []
     for expr in in_order:
         if expr in left and not expr.is_leaf:
-            rows.append((left[expr], _write(expr, left, style, top=True)[0]))
+            rows.append((left[expr], _write(expr, left, style, graph.has_input_bias, top=True)[0]))
     for name, expr in graph.outputs:
         label = "y" if name == "output" else _mark(name.removeprefix("new "), style)
         if left.get(expr) != label and not (name == "output" and expr in new):
-            rows.append((label, _write(expr, left, style, top=False)[0]))
+            rows.append((label, _write(expr, left, style, graph.has_input_bias, top=False)[0]))
     return rows
 
 
@@ -120,7 +122,7 @@ def _repeated(graph: Graph, left: dict[Expr, str]) -> dict[Expr, str]:
     made: dict[Expr, str] = {}
     for expr in order(graph.results):
         if users.get(expr, 0) > 1 and expr not in left and not expr.is_leaf:
-            text, _ = _write(expr, left | made, "unicode", top=True)
+            text, _ = _write(expr, left | made, "unicode", graph.has_input_bias, top=True)
             if len(text) > 32:
                 made[expr] = f"u_{len(made) + 1}"
     return made
@@ -155,32 +157,35 @@ def _number(value: float, style: str) -> tuple[str, int]:
     return (minus + digits, 1) if value < 0 else (digits, 2 if power else 3)
 
 
-def _leaf(expr: Expr, style: str) -> tuple[str, int]:
+def _leaf(expr: Expr, style: str, has_input_bias: bool) -> tuple[str, int]:
     """A leaf's text and how tightly it binds."""
     stem, dot, gate = expr.label.partition(".")
     if expr.role == "input product":
-        return f"{_variable(f'W_{stem}', style)} x + {_variable(f'b_{stem}', style)}", 1
+        product = f"{_variable(f'W_{stem}', style)} x"
+        return (f"{product} + {_variable(f'b_{stem}', style)}", 1) if has_input_bias else (product, 2)
     if expr.role == "bias":
         return _variable(f"d_{stem}", style), 3
     return _variable(f"{stem}_{gate}" if dot else stem, style), 3
 
 
-def _write(expr: Expr, left: dict[Expr, str], style: str, *, top: bool) -> tuple[str, int]:
+def _write(
+    expr: Expr, left: dict[Expr, str], style: str, has_input_bias: bool, *, top: bool
+) -> tuple[str, int]:
     """Text of an expression and how tightly it binds."""
     if expr in left and not top:
         return left[expr], 3
     if expr.op == "input":
-        return _leaf(expr, style)
+        return _leaf(expr, style, has_input_bias)
     if expr.op == "constant":
         return _number(expr.value, style)
     if expr.op == "size":
         return expr.label, 3
     if expr.op == "expand":  # not written, so it holds together as its value does
-        return _write(expr.args[0], left, style, top=False)
+        return _write(expr.args[0], left, style, has_input_bias, top=False)
     spelling = SPELLINGS[expr.op]
     parts = []
     for place, arg in enumerate(expr.args):
-        text, binds = _write(arg, left, style, top=False)
+        text, binds = _write(arg, left, style, has_input_bias, top=False)
         wanted = spelling.inside + (place == 1 and expr.op in ("sub", "div"))
         if binds < wanted and not (expr.op == "div" and style == "latex"):
             text = f"({text})" if style == "unicode" else rf"\left({text}\right)"

@@ -18,12 +18,14 @@ class Graph:
         inputs: the leaves, in the order in which values are given.
         outputs: (name, expression) pairs. For a step: the output, then one new value per state.
         names: the user's own variable names of inner nodes, for printing.
+        has_input_bias: whether an input product is W x + b rather than W x, for printing.
     """
 
     name: str
     inputs: tuple[Expr, ...]
     outputs: tuple[tuple[str, Expr], ...]
     names: tuple[tuple[Expr, str], ...] = field(default=(), compare=False)
+    has_input_bias: bool = field(default=True, compare=False)
 
     def __post_init__(self) -> None:
         check(self)

@@ -180,6 +180,9 @@ _ROWS = (
     Op("sqrt", np.sqrt, lambda g, y, a: (g * 0.5 / y,), _together),
     Op("exp", np.exp, lambda g, y, a: (g * y,), _together),
     Op("log", np.log, lambda g, y, a: (g / a,), _together),
+    # exp(a) - 1 and log(1 + a), whose digits a sum with 1 would lose near 0
+    Op("expm1", np.expm1, lambda g, y, a: (g * (y + 1.0),), _together),
+    Op("log1p", np.log1p, lambda g, y, a: (g / (a + 1.0),), _together),
     Op("sin", np.sin, lambda g, y, a: (g * _node("cos", a),), _together),
     Op("cos", np.cos, lambda g, y, a: (-(g * _node("sin", a)),), _together),
     Op(

@@ -7,6 +7,7 @@ where a is infinite.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def simplify(graph: Graph) -> Graph:
     outputs = tuple((name, new[expr]) for name, expr in graph.outputs)
     left = set(order(expr for _, expr in outputs))
     names = tuple((new[e], name) for e, name in graph.names if e in new and new[e] in left)
-    return Graph(graph.name, graph.inputs, outputs, names)
+    return replace(graph, outputs=outputs, names=names)
 
 
 def _rewrite(expr: Expr, args: tuple[Expr, ...]) -> Expr:

@@ -21,9 +21,10 @@ import torch
 from cellfuse.errors import CellfuseError, TraceError
 from cellfuse.graph.expr import Expr, constant, node, size
 
-# Code that is never the user's: the tracer, cell.py beside this folder, and torch.
+# Code that is never the user's: the tracer, cell.py beside this folder, torch, and what is not in a file,
+# except for what is typed at a prompt: <stdin>, <ipython-input-1>.
 _OURS = (str(Path(__file__).parent), str(Path(__file__).parents[1] / "cell.py"))
-_NOT_THE_USERS = (*_OURS, str(Path(torch.__file__).parent), "<frozen")
+_NOT_THE_USERS = (*_OURS, str(Path(torch.__file__).parent), "<cellfuse", "<frozen", "<string")
 
 
 def refuse(problem: str, instead: str = "") -> NoReturn:
@@ -51,7 +52,7 @@ def _place_of(error: Exception) -> str:
 def _place(frame: FrameType, line: int) -> str:
     file = frame.f_code.co_filename
     text = linecache.getline(file, line).strip()
-    return f"\n  {Path(file).name}, line {line}, in {frame.f_code.co_name}:  {text}"
+    return f"\n  {Path(file).name}, line {line}, in {frame.f_code.co_name}" + (f":  {text}" if text else "")
 
 
 def make(name: str, *args: Any) -> Symbol:
@@ -131,7 +132,7 @@ class Symbol:
         if name in TORCH or name in _RANDOM or _changes_in_place(name):
             return lambda *args, **kwargs: call(name, (self, *args), kwargs)
         refuse(
-            f"`.{name}` of a value is not known while a cell is traced.",
+            f"`.{name}` of a value is not known while a cell is traced.{_similar(name, 0.7)}",
             "an expression in the gates, states and parameters",
         )
 
@@ -262,6 +263,14 @@ class Symbol:
     def __repr__(self) -> str:
         return f"Symbol({self.expr!r})"
 
+    def __format__(self, how: str) -> str:
+        if how:
+            refuse(
+                f"a traced value was formatted as a number ({how}).",
+                "print(value), which shows the operation",
+            )
+        return repr(self)
+
 
 class _Batch:
     """The batch size, which a cell must not depend on."""
@@ -290,10 +299,8 @@ def call(name: str, args: tuple, kwargs: dict) -> Any:
         refuse(f"`{name}` changes a value in place.", f"the form without change: {name.rstrip('_')}")
     function = TORCH.get(name)
     if function is None:
-        known = sorted(key for key in TORCH if not key.startswith("__"))
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"Similar ones that can: {', '.join(near)}. " if near else ""
-        refuse(f"torch's `{name}` cannot be part of a cell. {hint}All that can: {', '.join(known)}.")
+        all_known = ", ".join(_known())
+        refuse(f"torch's `{name}` cannot be part of a cell.{_similar(name)} All that can: {all_known}.")
     # torch.nn.functional passes on what the user left out: inplace=False, dtype=None.
     given = {
         key: value for key, value in kwargs.items() if key != "inplace" and (key, value) != ("dtype", None)
@@ -302,6 +309,15 @@ def call(name: str, args: tuple, kwargs: dict) -> Any:
         return function(*args, **given)
     except TypeError as error:
         refuse(f"torch's `{name}` was called with arguments that a cell cannot hold: {error}")
+
+
+def _known() -> list[str]:
+    return sorted(name for name in TORCH if not name.startswith("__"))
+
+
+def _similar(name: str, cutoff: float = 0.6) -> str:
+    near = difflib.get_close_matches(name, _known(), 3, cutoff)
+    return f" Similar ones that can: {', '.join(near)}." if near else ""
 
 
 def _changes_in_place(name: str) -> bool:
@@ -408,9 +424,14 @@ def _cumsum(input: Any, dim: Any = None) -> Symbol:
 def _layer_norm(
     input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Symbol:
-    # One entry is all that can be said of the shape: it is a symbol, or the number the user hopes for.
-    if len(tuple(normalized_shape)) != 1:
+    sizes = tuple(normalized_shape)
+    if len(sizes) != 1:
         refuse("layer_norm over more than the units.", "F.layer_norm(v, v.shape[-1:])")
+    if not isinstance(sizes[0], Symbol) or sizes[0].expr is not _units(input).expr:
+        refuse(
+            f"layer_norm over {sizes[0]!r} units; a layer may have any number.",
+            "F.layer_norm(v, v.shape[-1:])",
+        )
     centred = input - _mean(input, -1, True)
     scaled = centred / make("sqrt", _mean(centred * centred, -1, True) + eps)
     scaled = scaled if weight is None else scaled * weight
@@ -434,9 +455,9 @@ def _leaky_relu(input: Any, negative_slope: float = 0.01) -> Symbol:
 
 
 def _elu(input: Any, alpha: float = 1.0) -> Symbol:
-    # 0 on the other side keeps exp finite where its branch is not taken.
+    # 0 on the other side keeps expm1 finite where its branch is not taken.
     above = make("gt", input, 0.0)
-    below = (make("exp", make("where", above, 0.0, input)) - 1.0) * alpha
+    below = make("expm1", make("where", above, 0.0, input)) * alpha
     return make("where", above, input, below)
 
 
@@ -460,8 +481,8 @@ def _full_like(input: Any, fill_value: float) -> Symbol:
 
 # Every function of torch, torch.nn.functional and torch.Tensor that a cell may use, by its name.
 TORCH: dict[str, Callable[..., Any]] = {
-    **{name: _one(name) for name in ("abs", "sign", "sqrt", "exp", "log", "sin", "cos", "erf")},
-    **{name: _one(name) for name in ("tanh", "sigmoid", "relu", "neg", "detach")},
+    **{name: _one(name) for name in ("abs", "sign", "sqrt", "exp", "log", "expm1", "log1p")},
+    **{name: _one(name) for name in ("sin", "cos", "erf", "tanh", "sigmoid", "relu", "neg", "detach")},
     "expit": _one("sigmoid"),
     "absolute": _one("abs"),
     "negative": _one("neg"),
@@ -498,9 +519,8 @@ TORCH: dict[str, Callable[..., Any]] = {
     "reciprocal": lambda input: make("div", 1.0, input),
     "rsqrt": lambda input: make("div", 1.0, make("sqrt", input)),
     "square": lambda input: make("mul", input, input),
-    "log1p": lambda input: make("log", make("add", input, 1.0)),
     "tan": lambda input: make("div", make("sin", input), make("cos", input)),
-    "sinh": lambda input: (make("exp", input) - make("exp", -input)) * 0.5,
+    "sinh": lambda input: (make("expm1", input) - make("expm1", -input)) * 0.5,
     "cosh": lambda input: (make("exp", input) + make("exp", -input)) * 0.5,
     "sum": _sum,
     "mean": _mean,

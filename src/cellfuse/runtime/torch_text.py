@@ -75,6 +75,8 @@ SPELL: dict[str, str] = {
     "sqrt": "torch.sqrt({0})",
     "exp": "torch.exp({0})",
     "log": "torch.log({0})",
+    "expm1": "torch.expm1({0})",
+    "log1p": "torch.log1p({0})",
     "sin": "torch.sin({0})",
     "cos": "torch.cos({0})",
     "erf": "torch.erf({0})",

@@ -26,23 +26,24 @@ def _llvm(name: str) -> Callable[..., str]:
 
 
 def _sign(code: Code, a: str) -> str:
-    one = code.call("copysign", code.constant(1.0), a)
-    return code.select(code.compare("une", a, code.constant(0.0)), _nan_stays(code, a, one), a)
+    zero, one = code.constant(0.0), code.call("copysign", code.constant(1.0), a)
+    return code.select(code.compare("one", a, zero), one, zero)  # 0 for NaN, as in torch
 
 
-def _nan_stays(code: Code, a: str, value: str) -> str:
-    return code.select(code.compare("uno", a, a), a, value)
+def _library(name: str) -> Callable[..., str]:
+    """A function of the C library, called for each lane."""
 
+    def each(code: Code, a: str) -> str:
+        full = name + {32: "f", 64: ""}[code.module.bits]
+        code.module.declare(full, code.number, [code.number])
+        value = "poison"
+        for lane in range(code.lanes):
+            one = code.let(f"extractelement {code.vector} {a}, i64 {lane}")
+            one = code.let(f"call {code.number} @{full}({code.number} {one})")
+            value = code.let(f"insertelement {code.vector} {value}, {code.number} {one}, i64 {lane}")
+        return value
 
-def _erf(code: Code, a: str) -> str:
-    name = {32: "erff", 64: "erf"}[code.module.bits]
-    code.module.declare(name, code.number, [code.number])
-    value = "poison"
-    for lane in range(code.lanes):
-        one = code.let(f"extractelement {code.vector} {a}, i64 {lane}")
-        one = code.let(f"call {code.number} @{name}({code.number} {one})")
-        value = code.let(f"insertelement {code.vector} {value}, {code.number} {one}, i64 {lane}")
-    return value
+    return each
 
 
 SPELL: dict[str, Callable[..., str]] = {
@@ -57,9 +58,11 @@ SPELL: dict[str, Callable[..., str]] = {
     "sqrt": _llvm("sqrt"),
     "exp": functions.exp,
     "log": _llvm("log"),
+    "expm1": functions.expm1,
+    "log1p": _library("log1p"),
     "sin": _llvm("sin"),
     "cos": _llvm("cos"),
-    "erf": _erf,
+    "erf": _library("erf"),
     "tanh": functions.tanh,
     "sigmoid": functions.sigmoid,
     "relu": lambda code, a: functions.at_least(code, a, 0.0),

@@ -1,0 +1,75 @@
+"""exp, sigmoid, tanh and softplus against float64, in units of the last place; special values."""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from cellfuse.codegen.cpu import functions
+from cellfuse.codegen.cpu.compile import _link, object_code
+from cellfuse.codegen.cpu.target import host
+from cellfuse.codegen.cpu.text import Code, Module
+
+EXACT = {
+    "exp": np.exp,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+    "softplus": lambda x: np.logaddexp(0, x),
+}
+# Largest errors in units of the last place, as the module's first lines say.
+LIMITS = {"exp": 1.1, "sigmoid": 2.5, "tanh": 2.3, "softplus": 3.5}
+TYPES = {32: np.float32, 64: np.float64}
+
+
+def compiled(name, bits):
+    target = host()
+    module = Module(bits, target.lanes(bits))
+    code = Code(module)
+    with code.loop(0, "%count", module.lanes) as loop:
+        value = getattr(functions, name)(code, code.load(code.at("%in", loop.index)))
+        code.store(value, code.at("%out", loop.index))
+    code.define("apply", ("ptr %in", "ptr %out", "i64 %count"), "")
+    engine = _link(object_code(str(module), target), target)
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    apply = call(engine.get_function_address("apply"))
+
+    def run(values):
+        padded = np.zeros(-(-len(values) // 16) * 16, TYPES[bits])
+        padded[: len(values)] = values
+        out = np.full_like(padded, np.nan)
+        apply(padded.ctypes.data, out.ctypes.data, len(padded))
+        return out[: len(values)]
+
+    run.engine = engine
+    return run
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_error_in_units_of_the_last_place(name):
+    rng = np.random.default_rng(0)
+    x = np.concatenate(
+        [rng.uniform(-20, 20, 200_000), rng.normal(size=200_000), rng.normal(size=50_000) * 1e-4]
+    )
+    x = x.astype(np.float32)
+    want = EXACT[name](x.astype(np.float64))
+    error = np.abs(compiled(name, 32)(x) - want) / np.spacing(np.abs(want).astype(np.float32))
+    print(name, error.max(), error.mean())
+    assert error.max() <= LIMITS[name]
+    assert error.mean() <= 0.5
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_double_precision(name):
+    x = np.random.default_rng(0).uniform(-20, 20, 100_000)
+    np.testing.assert_allclose(compiled(name, 64)(x), EXACT[name](x), rtol=2e-15, atol=1e-300)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("name", LIMITS)
+def test_special_values(name, bits):
+    x = np.array([np.inf, -np.inf, 1e30, -1e30, 0.0, np.nan], TYPES[bits])
+    got = compiled(name, bits)(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        want = EXACT[name](x.astype(np.float64))
+        want = want.astype(TYPES[bits])
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-37)
