@@ -8,7 +8,7 @@ from cellfuse.cell import cell
 @cell(
     gates="rzn",
     source="Cho et al. 2014, arXiv:1406.1078, eq. 5-8",
-    deviation="r multiplies R_n h + b, not h, as torch.nn.GRU and cuDNN do: one product a step, not two",
+    deviation="r multiplies R_n h + d_n, not h, as torch.nn.GRU and cuDNN do: one product a step, not two",
     aten="gru",
 )
 def gru(gate, h):

@@ -454,7 +454,7 @@ CELL_WORDS: dict[str, str] = {
     "the new state before its non-linearity": "经过非线性函数之前的新状态",
     "the new state before relu": "经过 relu 之前的新状态",
     "no peepholes": "没有窥视孔连接（peephole）",
-    "r multiplies R_n h + b, not h, as torch.nn.GRU and cuDNN do: one product a step, not two":
+    "r multiplies R_n h + d_n, not h, as torch.nn.GRU and cuDNN do: one product a step, not two":
         "r 乘的是 R_n h + d_n 而不是 h，与 torch.nn.GRU 和 cuDNN 相同：每步一次矩阵乘法而不是两次",
     "the two shifts and the bias of the pre-activation, which only add up, are one parameter":
         "两个平移量和预激活的偏置只会相加，所以合成一个参数",
