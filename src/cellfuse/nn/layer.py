@@ -19,6 +19,7 @@ from cellfuse.nn import arguments
 from cellfuse.nn.parameters import Block, blocks, initialise
 from cellfuse.runtime import choice
 from cellfuse.runtime.case import Case
+from cellfuse.runtime.torch_text import torch_step
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -106,6 +107,13 @@ class Layer(nn.RNNBase):
                 else:
                     self.register_buffer(slot.name + block.suffix, value)
         self.reset_parameters()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make what torch.compile and export could not make inside `forward`; without effect if made."""
+        self._blocks()
+        torch_step(self.cell.step if self.bias else self.cell.step_without_bias)
+        _ = self.cell.input_gates, self.cell.recurrent_gates  # kept by the cell, under a lock
 
     # Plain nn.Module behaviour: weights are read by name at every call, so nothing is cached that
     # could go stale under .to(), functional_call, parametrize or DataParallel.
@@ -117,6 +125,7 @@ class Layer(nn.RNNBase):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__setstate__(self, state)
+        self._prepare()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Layer:
         nn.Module._apply(self, fn, recurse)

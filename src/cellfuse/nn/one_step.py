@@ -16,6 +16,7 @@ from cellfuse.nn.parameters import initialise, slots
 from cellfuse.nn.rnn import cell_of_nonlinearity
 from cellfuse.runtime import aten, eager
 from cellfuse.runtime.case import Case, Result, Weights
+from cellfuse.runtime.torch_text import torch_step
 
 
 class OneStep(nn.Module):
@@ -70,6 +71,13 @@ class OneStep(nn.Module):
             proj_size=self.proj_size,
             num_heads=self.num_heads,
         )
+        # Made now, because torch.compile and export could not make them inside `forward`.
+        torch_step(self.cell.step if self.bias else self.cell.step_without_bias)
+        _ = self.cell.input_gates, self.cell.recurrent_gates, self.cell.output_is_a_state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lay_out()
 
     def reset_parameters(self) -> None:
         """Draw new initial values, the same as torch.nn's for the same seed."""
