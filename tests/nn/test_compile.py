@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import cellfuse as cf
 from compare import small_layer
 
+
 @pytest.fixture(autouse=True)
 def nothing_compiled_yet():
     torch.compiler.reset()
@@ -98,7 +99,9 @@ def test_long_sequences_compile_quickly_and_once(name, training):
 def test_where_the_steps_are_unrolled_is_said():
     x, half = torch.randn(3, 2, 3), torch.randn(3, 2, 3, dtype=torch.bfloat16)
     with pytest.raises(Exception, match="unrolled"):
-        torch.compile(cf.GRU(3, 4, backend="cpu", dtype=torch.bfloat16), backend="eager", fullgraph=True)(half)
+        torch.compile(cf.GRU(3, 4, backend="cpu", dtype=torch.bfloat16), backend="eager", fullgraph=True)(
+            half
+        )
     with pytest.raises(Exception, match="unrolled"):
         torch.export.export(cf.GRU(3, 4, backend="cpu"), (x,))
     with torch.autocast("cpu"), pytest.raises(Exception, match="unrolled"):
