@@ -189,7 +189,7 @@ class Layer(nn.RNNBase):
         return [[name for _, name in block.names] for block in self._blocks()]
 
     @property
-    def _flat_weights(self) -> list[Tensor]:  # type: ignore[override]
+    def _flat_weights(self) -> list[Any]:
         return [getattr(self, name) for name in self._flat_weights_names]
 
     @_flat_weights.setter
