@@ -15,6 +15,8 @@ from compare import small_layer
 
 @pytest.fixture(autouse=True)
 def nothing_compiled_yet():
+    torch.compiler.reset()  # the number of graphs of one function is limited in a process
+    yield
     torch.compiler.reset()
 
 
