@@ -180,6 +180,7 @@ def test_strided_input_states_and_gradients():
 def test_compiled_it_is_one_node_for_every_length(name):
     ours, eager = pair(name, 3, 4, num_layers=2, bidirectional=True, **OPTIONS.get(name, {}))
     graphs = []
+    torch.compiler.reset()
 
     def backend(graph, inputs):
         graphs.append(graph)

@@ -3,6 +3,7 @@ what follows says what to write."""
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -20,20 +21,44 @@ def check_type(name: str, value: Any, wanted: type) -> None:
         )
 
 
-def check_sizes(input_size: Any, hidden_size: Any, num_layers: Any) -> None:
-    """input_size, hidden_size and num_layers are positive integers."""
+def check_cell(cell: Any) -> None:
+    """The cell is one."""
+    if not isinstance(cell, Cell):
+        raise OptionTypeError(
+            f"cell must be a cell, as the decorator cellfuse.cell makes them, got {type(cell).__name__} "
+            f"({cell!r}). Write cellfuse.cells.gru for one of ours, or cellfuse.cells.find('gru')."
+        )
+
+
+def check_sizes(input_size: Any, hidden_size: Any, *, any_integer: bool = False) -> None:
+    """input_size and hidden_size are positive: int itself, or any library's integer."""
     for name, value in (("input_size", input_size), ("hidden_size", hidden_size)):
-        check_type(name, value, int)
+        if any_integer:
+            check_count(name, value)
+        else:
+            check_type(name, value, int)
         if value <= 0:
             raise OptionError(f"{name} must be greater than zero, got {value}")
-    check_type("num_layers", num_layers, int)
+
+
+def check_count(name: str, value: Any) -> None:
+    """An integer of any library's."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise OptionTypeError(f"{name} should be of type int, got: {type(value).__name__} ({value!r})")
+
+
+def check_layers(num_layers: Any) -> None:
+    """num_layers is a positive integer."""
+    check_count("num_layers", num_layers)
     if num_layers <= 0:
         raise OptionError(f"num_layers must be greater than zero, got {num_layers}")
 
 
 def check_dropout(dropout: Any) -> None:
     """A probability."""
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+    if dropout is None or isinstance(dropout, complex | list | tuple | dict):
+        raise OptionTypeError(f"dropout should be a number in range [0, 1], got {dropout!r}")
+    if isinstance(dropout, bool) or not isinstance(dropout, Real) or not 0 <= float(dropout) <= 1:
         raise OptionError(
             "dropout should be a number in range [0, 1] representing the probability of an element "
             f"being zeroed, got {dropout!r}"
@@ -42,7 +67,7 @@ def check_dropout(dropout: Any) -> None:
 
 def check_projection(cell: Cell, hidden_size: int, proj_size: Any) -> None:
     """proj_size fits the cell."""
-    check_type("proj_size", proj_size, int)
+    check_count("proj_size", proj_size)
     if proj_size < 0:
         raise OptionError(
             f"proj_size should be a positive integer or zero to disable projections, got {proj_size}"
@@ -60,7 +85,7 @@ def check_projection(cell: Cell, hidden_size: int, proj_size: Any) -> None:
 
 def check_heads(cell: Cell, hidden_size: int, num_heads: Any) -> None:
     """num_heads fits the cell and divides hidden_size."""
-    check_type("num_heads", num_heads, int)
+    check_count("num_heads", num_heads)
     if num_heads != 1 and cell.recurrence != "blocks":
         raise OptionError(
             f"num_heads={num_heads}: the recurrence of {cell.name} is {cell.recurrence}; only cells "
@@ -70,12 +95,11 @@ def check_heads(cell: Cell, hidden_size: int, num_heads: Any) -> None:
         raise OptionError(f"num_heads={num_heads} must divide hidden_size={hidden_size}")
 
 
-def check_tensor(name: str, input: Any) -> None:
+def check_tensor(name: str, input: Any, *, or_packed: bool = True) -> None:
     """The input is a tensor."""
     if not isinstance(input, Tensor):
-        raise OptionTypeError(
-            f"{name}: input must be a Tensor or a PackedSequence, got {type(input).__name__}"
-        )
+        wanted = "a Tensor or a PackedSequence" if or_packed else "a Tensor"
+        raise OptionTypeError(f"{name}: input must be {wanted}, got {type(input).__name__}")
 
 
 def check_dtype(input: Tensor, weight: Tensor) -> None:
@@ -132,13 +156,8 @@ def check_states(
     """Each initial state has its shape, and the input's dtype and device."""
     for state, shape, name in zip(states, shapes, cell.states, strict=True):
         if tuple(state.shape) != shape:
-            which = "hidden size" if len(states) == 1 else f"{_WORD.get(name, name)} size"
+            which = "hidden size" if len(states) == 1 else f"hidden[{cell.states.index(name)}] size"
             text = f"Expected {which} {shape}, got {list(state.shape)}"
-            if len(states) > 1 and name == cell.states[0]:
-                text = f"Expected hidden[0] size {shape}, got {list(state.shape)}"
-            elif len(states) > 1:
-                place = cell.states.index(name)
-                text = f"Expected hidden[{place}] size {shape}, got {list(state.shape)}"
             raise ShapeError(f"{text}: state {name} is [L*D, B, width], and batch_first does not apply to it")
         if state.device != input.device:
             raise ShapeError(
@@ -150,9 +169,6 @@ def check_states(
                 f"Input and hidden tensors are not the same dtype, found input tensor with "
                 f"{input.dtype} and hidden tensor with {state.dtype}. Write hx.to({input.dtype})"
             )
-
-
-_WORD = {"h": "hidden", "c": "cell"}
 
 
 def check_batch_sizes(batch_sizes: Tensor, input: Tensor) -> None:

@@ -97,6 +97,7 @@ def _add_attributes(module: Any) -> None:
     if isinstance(module, Layer):
         module.backend = "auto"
         module.bidirectional = bool(module.bidirectional)
+        module._prepare()
     else:
         module.proj_size = 0
         module._lay_out()

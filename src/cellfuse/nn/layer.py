@@ -15,10 +15,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from cellfuse.cell import Cell
 from cellfuse.errors import InputError, ShapeError
-from cellfuse.nn import arguments
+from cellfuse.nn import arguments, tracing
 from cellfuse.nn.parameters import Block, blocks, initialise
 from cellfuse.runtime import choice
 from cellfuse.runtime.case import Case
+from cellfuse.runtime.torch_text import torch_step
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -79,7 +80,9 @@ class Layer(nn.RNNBase):
         arguments.check_dropout(dropout)
         arguments.check_type("bias", bias, bool)
         arguments.check_type("batch_first", batch_first, bool)
-        arguments.check_sizes(input_size, hidden_size, num_layers)
+        arguments.check_cell(cell)
+        arguments.check_sizes(input_size, hidden_size)
+        arguments.check_layers(num_layers)
         arguments.check_projection(cell, hidden_size, proj_size)
         arguments.check_heads(cell, hidden_size, num_heads)
         choice.check_name(backend)
@@ -90,13 +93,13 @@ class Layer(nn.RNNBase):
         self.mode = _MODES.get(cell.name, cell.name.upper())
         self.input_size = input_size
         self.hidden_size = hidden_size
-        self.num_layers = num_layers
+        self.num_layers = int(num_layers)
         self.bias = bias
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bool(bidirectional)
-        self.proj_size = proj_size
-        self.num_heads = num_heads
+        self.proj_size = int(proj_size)
+        self.num_heads = int(num_heads)
         self.backend = backend
         for block in self._blocks():
             for slot in block.slots:
@@ -106,6 +109,14 @@ class Layer(nn.RNNBase):
                 else:
                     self.register_buffer(slot.name + block.suffix, value)
         self.reset_parameters()
+        self.flatten_parameters()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make what torch.compile and export could not make inside `forward`; without effect if made."""
+        self._blocks()
+        torch_step(self.cell.step if self.bias else self.cell.step_without_bias)
+        _ = self.cell.input_gates, self.cell.recurrent_gates  # kept by the cell, under a lock
 
     # Plain nn.Module behaviour: weights are read by name at every call, so nothing is cached that
     # could go stale under .to(), functional_call, parametrize or DataParallel.
@@ -117,9 +128,11 @@ class Layer(nn.RNNBase):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__setstate__(self, state)
+        self._prepare()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Layer:
         nn.Module._apply(self, fn, recurse)
+        self.flatten_parameters()
         return self
 
     @property
@@ -172,8 +185,45 @@ class Layer(nn.RNNBase):
         return [name for block in self._blocks() for _, name in block.names]
 
     @property
-    def _flat_weights(self) -> list[Tensor]:  # type: ignore[override]
+    def _all_weights(self) -> list[list[str]]:  # type: ignore[override]
+        return [[name for _, name in block.names] for block in self._blocks()]
+
+    @property
+    def _flat_weights(self) -> list[Any]:
         return [getattr(self, name) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, values: list[Any]) -> None:
+        """Give the weights anew, as code for torch's layers does after it changed some."""
+        for name, value in zip(self._flat_weights_names, values, strict=True):
+            if value is not getattr(self, name):
+                setattr(self, name, value)
+
+    def _init_flat_weights(self) -> None:
+        self.flatten_parameters()
+
+    def _weights_have_changed(self) -> bool:
+        return False  # they are read at every call
+
+    # What torch's layers call in `forward`, for code that calls it too; for one state the base's is right.
+
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
+        """Raise unless the input [T, B, I] and the states fit, as torch.nn's method does."""
+        self.check_input(input, batch_sizes)
+        if len(self.cell.states) == 1:
+            hidden = (hidden,)
+        batch = self.get_expected_hidden_size(input, batch_sizes)[1]
+        for place, shape in enumerate(self._state_shapes(batch)):
+            which = "hidden" if len(self.cell.states) == 1 else f"hidden[{place}]"
+            self.check_hidden_size(hidden[place], shape, f"Expected {which} size {{}}, got {{}}")  # type: ignore[arg-type]
+
+    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
+        """The states with their sequences reordered."""
+        if permutation is None:
+            return hx
+        if len(self.cell.states) == 1:
+            return _take(hx, permutation)
+        return tuple(_take(hx[place], permutation) for place in range(len(self.cell.states)))
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults, as torch.nn prints them."""
@@ -226,6 +276,9 @@ class Layer(nn.RNNBase):
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
+        proxy = tracing.leaf(self, input, hx) if type(input) is not Tensor else None
+        if proxy is not None:
+            return proxy  # type: ignore[no-any-return]
         self._check_input(input)
         is_batched, batch_dim = input.dim() == 3, 0 if self.batch_first else 1
         if not is_batched:

@@ -11,14 +11,15 @@ from cellfuse.cell import Cell
 from cellfuse.cells.gru import gru
 from cellfuse.cells.lstm import lstm
 from cellfuse.errors import InputError, ShapeError
-from cellfuse.nn import arguments
+from cellfuse.nn import arguments, tracing
 from cellfuse.nn.parameters import initialise, slots
 from cellfuse.nn.rnn import cell_of_nonlinearity
 from cellfuse.runtime import aten, eager
 from cellfuse.runtime.case import Case, Result, Weights
+from cellfuse.runtime.torch_text import torch_step
 
 
-class OneStep(nn.Module):
+class OneStep(nn.RNNCellBase):
     """One time step of a cell, with weights named as in torch.nn.LSTMCell: weight_ih, weight_hh, ...
 
     Args:
@@ -40,15 +41,18 @@ class OneStep(nn.Module):
         proj_size: int = 0,
         num_heads: int = 1,
     ) -> None:
-        super().__init__()
+        # Not RNNCellBase's own: it knows its own cells only. It is the base for `isinstance` in users' code.
+        nn.Module.__init__(self)
+        arguments.check_cell(cell)
+        arguments.check_sizes(input_size, hidden_size, any_integer=True)
         arguments.check_projection(cell, hidden_size, proj_size)
         arguments.check_heads(cell, hidden_size, num_heads)
         self.cell = cell
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        self.input_size = int(input_size)
+        self.hidden_size = int(hidden_size)
         self.bias = bias
-        self.proj_size = proj_size
-        self.num_heads = num_heads
+        self.proj_size = int(proj_size)
+        self.num_heads = int(num_heads)
         self._lay_out()
         for slot in self._slots:
             value = torch.empty(slot.shape, device=device, dtype=dtype)
@@ -70,6 +74,13 @@ class OneStep(nn.Module):
             proj_size=self.proj_size,
             num_heads=self.num_heads,
         )
+        # Made now, because torch.compile and export could not make them inside `forward`.
+        torch_step(self.cell.step if self.bias else self.cell.step_without_bias)
+        _ = self.cell.input_gates, self.cell.recurrent_gates, self.cell.output_is_a_state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lay_out()
 
     def reset_parameters(self) -> None:
         """Draw new initial values, the same as torch.nn's for the same seed."""
@@ -100,7 +111,11 @@ class OneStep(nn.Module):
         Raises:
             InputError, ShapeError: input or states do not fit.
         """
+        proxy = tracing.leaf(self, input, hx)
+        if proxy is not None:
+            return proxy
         name = self._get_name()
+        arguments.check_tensor(name, input, or_packed=False)
         if input.dim() not in (1, 2):
             raise InputError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
         is_batched = input.dim() == 2

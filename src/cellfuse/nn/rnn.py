@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from cellfuse.cells.gru import gru
 from cellfuse.cells.lstm import lstm, projected_lstm
 from cellfuse.cells.rnn import rnn, rnn_relu
@@ -89,6 +91,11 @@ class LSTM(Layer):
         cell = projected_lstm if proj_size else lstm
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
         super().__init__(cell, input_size, hidden_size, *options, backend=backend)
+
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
+        """The shape of c, as torch.nn.LSTM's method gives it."""
+        batch = self.get_expected_hidden_size(input, batch_sizes)[1]
+        return self._state_shapes(batch)[1]
 
 
 def cell_of_nonlinearity(nonlinearity: str) -> Any:

@@ -12,6 +12,8 @@ from cellfuse.cell import Cell
 from cellfuse.runtime.case import Case, Result, Weights
 from cellfuse.runtime.private import (
     has_onednn_bfloat16,
+    has_onednn_float16,
+    is_dispatch_mode_active,
     is_forward_ad_active,
     is_functorch_active,
     torch_operator,
@@ -30,19 +32,42 @@ def why_not(case: Case) -> str:
     if is_forward_ad_active():
         return "torch's operators have no forward-mode derivative"
     if torch.compiler.is_compiling():
-        return "torch.compile unrolls torch's operator and then leaves out the dropout between layers"
+        return (
+            "torch.compile unrolls torch's operator over the time steps, once for every T, and then "
+            "leaves out the dropout between layers"
+        )
     if _onednn_lacks(case):
         return "oneDNN has no LSTM in this precision on this processor, and torch calls it all the same"
     return ""
 
 
+def casts_all(case: Case) -> bool:
+    """Whether torch's layer of this cell computes all in autocast's precision, the states included.
+
+    On CPU its GRU, and its LSTM where oneDNN is not asked, compute the equation as it is written:
+    products in the low precision, what is made of them and of float32 states in float32.
+    """
+    is_simple = case.cell.aten.startswith("rnn")  # no state is read outside of a product
+    return is_simple or case.input.device.type != "cpu" or _is_onednn(case)
+
+
+def _is_onednn(case: Case) -> bool:
+    """Whether torch asks oneDNN for the whole layer, for which autocast has a rule of its own."""
+    is_lstm = case.cell.aten == "lstm" and not case.proj_size
+    return is_lstm and case.input.device.type == "cpu" and case.batch_sizes is None
+
+
 def _onednn_lacks(case: Case) -> bool:
     """Whether torch would ask oneDNN for a low-precision LSTM that the processor cannot run."""
-    input = case.input
-    if case.cell.aten != "lstm" or input.device.type != "cpu" or case.batch_sizes is not None:
+    low = case.input.dtype
+    if not _is_onednn(case) or low == torch.float64:
         return False
-    low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-    return low in (torch.bfloat16, torch.float16) and not has_onednn_bfloat16()
+    is_autocast = torch.is_autocast_enabled("cpu")
+    if is_autocast:
+        low = torch.get_autocast_dtype("cpu")
+    if low == torch.float16:
+        return is_dispatch_mode_active() or not has_onednn_float16(is_autocast)
+    return low == torch.bfloat16 and not has_onednn_bfloat16()
 
 
 def run(case: Case) -> Result:

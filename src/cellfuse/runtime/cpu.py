@@ -14,7 +14,6 @@ from cellfuse.runtime import aten, eager, library, op
 from cellfuse.runtime.case import Case, Result
 from cellfuse.runtime.fused import fused_step
 from cellfuse.runtime.private import (
-    is_any_autocast_enabled,
     is_dispatch_mode_active,
     is_forward_ad_active,
     is_functorch_active,
@@ -24,6 +23,14 @@ from cellfuse.runtime.times import Times, starts
 
 def why_not(case: Case) -> str:
     """Why the kernels cannot run this case; empty if they can."""
+    why = _why_not_compiled(case) if torch.compiler.is_compiling() else ""
+    why = why or _why_not(case)
+    if why and torch.compiler.is_compiling():
+        return f"{why} (elsewhere the time steps are unrolled, and compiled again for another T)"
+    return why
+
+
+def _why_not(case: Case) -> str:
     input = case.input
     if input.device.type != "cpu":
         return f"the input is on {input.device.type}, not on a CPU"
@@ -33,20 +40,19 @@ def why_not(case: Case) -> str:
         return "CPU kernels have no rule for torch.func's transforms"
     if is_forward_ad_active():
         return "CPU kernels have no forward-mode derivative"
-    if torch.compiler.is_compiling():
-        return _why_not_compiled(case)
+    is_compiling = torch.compiler.is_compiling()
     if torch.jit.is_tracing():
         return "torch.jit.trace records torch's operators only"
-    if is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu") and input.dtype != torch.float64:  # which autocast leaves alone
         return "autocast asks for a lower precision, which CPU kernels do not have"
-    if is_dispatch_mode_active():
+    if not is_compiling and is_dispatch_mode_active():
         return "a torch dispatch mode is active, which could not see into the kernel"
     if torch.jit.is_tracing():
         return "torch.jit.trace cannot see into the kernel and would record its result as a constant"
     for name, value in case.tensors():
         if value.dtype != input.dtype or value.device != input.device:
             return f"{name} is {value.dtype} on {value.device}, the input {input.dtype} on {input.device}"
-        if type(value) not in (Tensor, torch.nn.Parameter):
+        if not is_compiling and type(value) not in (Tensor, torch.nn.Parameter):
             return f"{name} is a {type(value).__name__}, which may not be plain memory"
         if value.layout is not torch.strided or value.is_neg():
             return f"{name} is a {value.layout} or negated view, which is not plain memory"
@@ -75,8 +81,6 @@ def _why_not_compiled(case: Case) -> str:
         return "an exported program must run in other processes, where the kernel does not exist"
     if case.batch_sizes is not None:
         return "torch.compile cannot look into the lengths of packed sequences"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast asks for a lower precision, which CPU kernels do not have"
     return ""
 
 

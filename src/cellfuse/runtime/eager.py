@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cellfuse.runtime import aten
 from cellfuse.runtime.case import Case, Result, Weights
 from cellfuse.runtime.torch_text import Product, torch_step
 
@@ -30,20 +31,25 @@ def why_not(case: Case) -> str:
 def run(case: Case) -> Result:
     """Run the stack: layer by layer, direction by direction, step by step."""
     device_type = case.input.device.type
-    if torch.is_autocast_enabled(device_type):
-        # As torch's own layers under autocast: everything in the low precision, output included.
-        dtype = torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):
-            return _run(_cast(case, dtype))
+    if torch.is_autocast_enabled(device_type) and case.input.dtype != torch.float64:
+        # float64 is never cast, as everywhere in torch. A cell of torch's does what torch's layer does;
+        # any other cell is computed in the low precision throughout, output and states included.
+        if not case.cell.aten or aten.casts_all(case):
+            dtype = torch.get_autocast_dtype(device_type)
+            with torch.autocast(device_type, enabled=False):
+                return _run(_cast(case, dtype))
     return _run(case)
 
 
 def _cast(case: Case, dtype: torch.dtype) -> Case:
+    def low(value: Tensor) -> Tensor:
+        return value if value.dtype == torch.float64 else value.to(dtype)
+
     return replace(
         case,
-        input=case.input.to(dtype),
-        states=tuple(state.to(dtype) for state in case.states),
-        weights=tuple({k: v.to(dtype) for k, v in w.items()} for w in case.weights),
+        input=low(case.input),
+        states=tuple(low(state) for state in case.states),
+        weights=tuple({k: low(v) for k, v in w.items()} for w in case.weights),
     )
 
 
@@ -159,8 +165,12 @@ def _over_time(
         outputs.append(output)
     if not outputs:
         width = case.proj_size or case.hidden_size
+        # Autocast may give results another dtype than the states have: the one of a step of no sequences.
+        like, made = step(products.new_empty(0, products.shape[-1]), tuple(s[:0] for s in states))
         # Made from the input, so that an empty output can be differentiated like any other.
-        return products.sum(-1, keepdim=True).expand(0, states[0].shape[0], width), states
+        output = products.sum(-1, keepdim=True).expand(0, states[0].shape[0], width)
+        pairs = zip(states, made, strict=True)
+        return output.to(like.dtype), tuple(state.to(new.dtype) for state, new in pairs)
     return torch.stack(outputs[::-1] if is_reverse else outputs), states
 
 

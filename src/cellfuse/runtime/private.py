@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -38,6 +39,29 @@ def is_any_autocast_enabled() -> bool:
 def has_onednn_bfloat16() -> bool:
     """Whether oneDNN computes in bfloat16 on this processor (AVX-512 with bf16 or AMX)."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@lru_cache
+def has_onednn_float16(is_autocast: bool) -> bool:
+    """Whether torch's LSTM runs in float16 on this processor, tried once on a tiny one.
+
+    What torch says of oneDNN and float16 is about matrix products; its LSTM wants more.
+    """
+    dtype = torch.float32 if is_autocast else torch.float16
+    x, h, weight = (torch.zeros(s, dtype=dtype, device="cpu") for s in ((1, 1, 1), (1, 1, 1), (4, 1)))
+    try:
+        for needs_grad in (False, True):
+            with (
+                torch.set_grad_enabled(needs_grad),
+                torch.autocast("cpu", torch.float16, enabled=is_autocast, cache_enabled=False),
+            ):
+                weights = [weight.clone().requires_grad_(needs_grad) for _ in range(2)]
+                output = torch.lstm(x, (h, h), weights, False, 1, 0.0, needs_grad, False, False)[0]
+            if needs_grad:
+                output.float().sum().backward()
+    except RuntimeError:
+        return False
+    return True
 
 
 def is_dispatch_mode_active() -> bool:

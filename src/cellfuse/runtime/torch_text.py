@@ -144,7 +144,10 @@ class TorchStep:
 
 
 def torch_step(graph: Graph) -> TorchStep:
-    """The function of one time step, with products of the same value joined into one call."""
+    """The function of one time step, with products of the same value joined into one call.
+
+    Layers call it when they are made: Dynamo cannot look into the making of a function.
+    """
     # Kept on the graph rather than in a functools cache, which Dynamo refuses to look into.
     made = graph.__dict__.get("torch_step")
     if made is None:
