@@ -12,6 +12,7 @@ import torch
 
 import cellfuse as cf
 from cellfuse.explain import counts, words
+from cellfuse.explain.picture import PICTURES, why_not
 from cellfuse.explain.step import gate_meanings
 from cellfuse.explain.text import columns, wrap
 from compare import OPTIONS
@@ -57,6 +58,8 @@ def some_explanations():
     yield cf.explain(layer, seq_len=300)
     with pytest.warns(UserWarning, match="dropout"):
         yield cf.explain(cf.GRU(3, 4, dropout=0.5))
+    many = torch.nn.utils.rnn.pack_sequence([torch.randn(2, 3)] * 9)
+    yield cf.explain(cf.RNN(3, 4), many)
     yield cf.explain(torch.nn.Sequential(torch.nn.GRU(3, 4, 2), torch.nn.Linear(4, 2)))
 
 
@@ -98,6 +101,14 @@ def test_both_languages_of_every_sentence_say_the_same_values():
         assert both.zh, key
 
 
+def draw_all(facts):
+    """Every picture that there is."""
+    for layer in [each for _, each in facts.layers] if hasattr(facts, "layers") else [facts]:
+        for name in PICTURES:
+            if not why_not(layer, name):
+                layer.picture(name)
+
+
 class Recorder(dict):
     """A table that knows which rows were read."""
 
@@ -116,6 +127,7 @@ def test_every_sentence_is_said(monkeypatch):
     monkeypatch.setattr(counts, "WORDS", table)
     for facts in some_explanations():
         facts.text("en")
+        draw_all(facts)
     assert set(table) - table.read == set()
 
 

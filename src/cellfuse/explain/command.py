@@ -15,6 +15,7 @@ from cellfuse.cells import CELLS, find
 from cellfuse.errors import OptionError
 from cellfuse.explain.facts import Explanation
 from cellfuse.explain.gather import explain
+from cellfuse.explain.picture import PICTURES
 from cellfuse.explain.words import LANGUAGES
 from cellfuse.graph.backward import backward
 from cellfuse.graph.show import show
@@ -48,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--unbatched", action="store_true", help="one sequence [T, I] without a batch axis")
     add("--lengths", type=int, nargs="+", metavar="T", help="packed sequences of these lengths")
     add("--lang", choices=LANGUAGES, help="language of the text; the locale's by default")
+    add("--picture", choices=tuple(PICTURES), help="draw this instead of the text; needs --out")
+    add("--out", metavar="FILE", help="where the picture goes, .svg or .png")
     add("--json", action="store_true", help="the facts as JSON instead of text")
     add("--show", choices=tuple(_STAGES), help="print a compiler stage instead")
 
@@ -59,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         CellfuseError: there is no such cell, or an option is not allowed.
     """
     cell = find(args.cell)
+    if bool(args.picture) != bool(args.out):
+        raise OptionError("--picture and --out belong together, such as --picture stack --out stack.svg")
     if args.show:
         return _write(_STAGES[args.show](cell.step_without_bias if args.no_bias else cell.step))
     options = {"num_layers": args.num_layers, "bidirectional": args.bidirectional}
@@ -72,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     facts = explain(layer, input, seq_len=args.seq_len, batch=args.batch, lang=args.lang)
     assert isinstance(facts, Explanation)
     facts = replace(facts, was_given_input=False)  # the numbers are ours
+    if args.picture:
+        return _write(f"wrote {facts.picture(args.picture).save(args.out)}")
     if args.json:
         return _write(json.dumps(facts.to_dict(), ensure_ascii=False, indent=1))
     return _write(facts.text())

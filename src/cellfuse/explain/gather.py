@@ -14,13 +14,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from cellfuse.cell import Cell
 from cellfuse.errors import InputError, OptionError
+from cellfuse.explain.cell_graph import cell_graph
 from cellfuse.explain.claims import claims_of
 from cellfuse.explain.counts import counts_of
 from cellfuse.explain.evaluate import evaluate, in_double, names_of, result_of, stand_in
 from cellfuse.explain.facts import Explanation, ModelExplanation, Other
-from cellfuse.explain.step import equations_of, gate_meanings
+from cellfuse.explain.step import code_of, equations_of, gate_meanings
 from cellfuse.explain.subject import is_recurrent, subject_of
 from cellfuse.explain.tensors import tensors_of
+from cellfuse.explain.values import traces_of
+from cellfuse.explain.wiring import wiring
 from cellfuse.explain.words import LANGUAGES, default_language
 from cellfuse.nn import OneStep
 
@@ -103,6 +106,8 @@ def _explain_layer(module: nn.Module, input: Any, hx: Any, sizes: tuple[int, int
         lengths=subject.lengths,
         gates=gate_meanings(subject.cell),
         equations=equations_of(subject),
+        graph=cell_graph(subject),
+        code=code_of(subject.cell),
         wiring=tuple(wiring(subject.sizes["L"], subject.sizes["D"])),
         tensors=tensors,
         claims=claims,
@@ -115,6 +120,7 @@ def _explain_layer(module: nn.Module, input: Any, hx: Any, sizes: tuple[int, int
             "dtype": str(data.dtype).removeprefix("torch."),
         },
         was_given_input=is_given,
+        trace=traces_of(subject, names["by_hand"], claims),
         lang=lang,
     )
 
@@ -161,20 +167,6 @@ def _random(layer: Any, shape: Any, sizes: tuple[int, int]) -> Tensor:
     like = next(layer.parameters())
     generator = torch.Generator(device=like.device).manual_seed(0)
     return torch.randn(*shape, generator=generator, device=like.device).to(like.dtype)
-
-
-def wiring(num_layers: int, num_directions: int) -> list[tuple[str, str]]:
-    """Every arrow of the map: input, cells by layer and direction, states k = layer * D + direction."""
-    arrows = []
-    for layer in range(num_layers):
-        for direction in range(num_directions):
-            here = f"c/{layer}/{direction}"
-            below = [f"c/{layer - 1}/{d}" for d in range(num_directions)] if layer else ["in/0"]
-            arrows += [(source, here) for source in below]
-            arrows += [(here, here), (here, f"h/{layer * num_directions + direction}")]
-            if layer == num_layers - 1:
-                arrows.append((here, "out"))
-    return arrows
 
 
 def _explain_model(

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import textwrap
 
 from cellfuse.cell import Cell
+from cellfuse.explain.cell_graph import plain_products
 from cellfuse.explain.facts import Equation
 from cellfuse.explain.subject import Subject
 from cellfuse.explain.words import Words, say, translated
-from cellfuse.graph.equations import equations
+from cellfuse.graph.equations import rows
 
 
 def equations_of(subject: Subject) -> tuple[Equation, ...]:
     """The equations of one time step, in the order of the computation."""
     graph, said = subject.step, dict(gate_meanings(subject.cell))
-    has_input_bias = subject.bias and "ih" in subject.cell.biases
     sigmoids = {name for expr, name in graph.names if expr.op == "sigmoid"}
+    names, lines = dict(graph.names), _lines(code_of(subject.cell))
     made = []
-    for left, right in equations(graph):
-        if not has_input_bias:  # the graph has W x + b as one leaf; here it is W x alone
-            right = re.sub(r"(W_(\w+) x) \+ b_\2\b", r"\1", right)
-        made.append(Equation(left, right, *_left(left, subject, said, left in sigmoids)))
+    for row in rows(graph):
+        right = plain_products(row.right, subject)
+        words = _left(row.left, subject, said, row.left in sigmoids)
+        is_end = row.left.endswith("′") or row.left == "y"
+        line = lines.get(names.get(row.expr, ""), lines.get("return", 0) if is_end else 0)
+        made.append(Equation(row.left, right, *words, line=line))
     return tuple(made)
+
+
+def code_of(cell: Cell) -> tuple[str, ...]:
+    """The lines of the cell's function; none where Python cannot find them."""
+    try:
+        return tuple(textwrap.dedent(inspect.getsource(cell.function)).rstrip().split("\n"))
+    except (OSError, TypeError):
+        return ()
+
+
+def _lines(code: tuple[str, ...]) -> dict[str, int]:
+    """The line where each variable is last set, and that of "return"."""
+    made: dict[str, int] = {}
+    for node in ast.walk(ast.parse("\n".join(code))) if code else ():
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            made[node.id] = max(node.lineno, made.get(node.id, 0))
+        elif isinstance(node, ast.Return):
+            made["return"] = node.lineno
+    return made
 
 
 def gate_meanings(cell: Cell) -> tuple[tuple[str, str], ...]:
