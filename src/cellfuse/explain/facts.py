@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -248,6 +249,21 @@ class Explanation:
         from cellfuse.explain.picture import picture_of  # as in text
 
         return picture_of(self, name, lang or self.lang)
+
+    def save(self, path: str | Path, lang: str | None = None) -> Path:
+        """Write a .html page (both languages; it opens in `lang`), a .txt text or .json facts.
+
+        Raises:
+            OptionError: another kind of file.
+        """
+        from cellfuse.explain.save import save  # as in text
+
+        return save(self, Path(path), lang or self.lang)
+
+    def _repr_html_(self) -> str:
+        from cellfuse.explain.page import in_notebook  # as in text
+
+        return in_notebook(self, self.lang)
 
     def to_dict(self) -> dict[str, Any]:
         """Every fact but the trace as plain Python, ready for JSON."""

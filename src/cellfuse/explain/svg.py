@@ -182,8 +182,9 @@ def stand_alone(drawing: Drawing, lang: str) -> str:
 
 def inline(drawing: Drawing, prefix: str) -> str:
     """The SVG inside a page, in both languages; its ids start with `prefix`."""
-    width, _ = _size(drawing)
-    return _svg(drawing, LANGUAGES, prefix, f'class="picture" data-w="{_n(width)}"', "", "")
+    width, height = _size(drawing)
+    head = f'width="{_n(width)}" height="{_n(height)}" class="picture"'
+    return _svg(drawing, LANGUAGES, prefix, head, "", "")
 
 
 # Colours are plain values rather than CSS variables, which converters to PNG do not know.

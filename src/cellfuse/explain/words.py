@@ -211,6 +211,14 @@ WORDS: dict[str, Words] = {
     "helper in_training": Words(
         "in_training(layer): after layer.train()", "in_training(layer)：layer.train() 之后"
     ),
+    "helper merged": Words(
+        "merged(layer): a copy with every bias_hh added to bias_ih and then set to zero",
+        "merged(layer)：复制一份，把每个 bias_hh 加进 bias_ih 再置零",
+    ),
+    "helper with_dropout": Words(
+        "with_dropout(layer): the layer with dropout=0.5, after layer.train()",
+        "with_dropout(layer)：dropout=0.5 的同一层，layer.train() 之后",
+    ),
     "helper padded": Words(
         "padded, lengths = pad_packed_sequence(output)", "padded, lengths = pad_packed_sequence(output)"
     ),
@@ -371,6 +379,25 @@ WORDS: dict[str, Words] = {
     "projection-width": Words(
         "proj_size={P}: {narrow} is {P} wide, {wide} stays {H} wide.",
         "proj_size={P}：{narrow} 的宽度是 {P}，{wide} 仍是 {H}。",
+    ),
+    "biases one": Words(
+        "The two biases of each gate, b and d, meet in one sum: moving d into b changes nothing.",
+        "每个门的两个偏置 b 和 d 加在同一个和里：把 d 并入 b 不改变任何结果。",
+    ),
+    "biases apart": Words(
+        "The two biases b and d are not redundant for {gates}: there they are not in the same sum (see the "
+        "equations), so moving d into b changes the result.",
+        "对 {gates} 来说两个偏置 b 和 d 并不重复：它们不在同一个和里（见公式），把 d 并入 b 会改变结果。",
+    ),
+    "dropout nowhere": Words(
+        "dropout acts between layers, never behind the last one. With one layer there is no such place, so "
+        "it would change nothing; put torch.nn.Dropout behind the layer instead.",
+        "dropout 只作用在层与层之间，从不在最后一层之后。只有一层时没有这样的位置，所以不起作用；"
+        "需要时在层的后面加 torch.nn.Dropout。",
+    ),
+    "dropout off": Words(
+        "dropout is 0 here. It would act between the layers, in training only.",
+        "这里 dropout 为 0。若设置，它作用在层与层之间，只在训练时。",
     ),
     "dropout-alone": Words(
         "dropout={p} does nothing: it acts between layers, and there is only one.",
@@ -564,6 +591,56 @@ WORDS: dict[str, Words] = {
         "D*H or D*P: both directions' features side by side", "D*H 或 D*P：两个方向的特征并排"
     ),
     "axis stack": Words("L or L*D: one entry for every layer and direction", "L 或 L*D：每层、每个方向一项"),
+    # the page
+    "page theme": Words("Light / dark", "浅色 / 深色"),
+    "page lead": Words(
+        "{shapes}. Every statement below was run on {what}.", "{shapes}。下面每个结论都在{what}上运行过。"
+    ),
+    "page map": Words("The layers over time", "沿时间展开的各层"),
+    "page t": Words("time step t", "时间步 t"),
+    "page back": Words("◀ step", "◀ 上一步"),
+    "page play": Words("Play: what waits for what", "播放：谁等谁"),
+    "page next": Words("step ▶", "下一步 ▶"),
+    "page keys": Words("Keys", "键盘操作"),
+    "page keys text": Words(
+        "In the map: arrows go to the nearest box, Home and End to the ends of its row, Enter chooses the "
+        "box and its time step, Space plays or stops. Esc closes, ? opens this.",
+        "在图中：方向键移到最近的方框，Home 和 End 到本行两端，Enter 选中方框及其时间步，空格播放或停止。"
+        "Esc 关闭，? 打开本说明。",
+    ),
+    "page questions": Words("Questions, answered by pointing", "问题：指给你看"),
+    "page cell": Words("The cell: one time step", "循环单元（cell）：一个时间步"),
+    "page equations": Words("Equations", "公式"),
+    "page code": Words("The code", "代码"),
+    "page lane": Words("layer and direction", "层和方向"),
+    "page unit": Words("unit", "单元"),
+    "page lit": Words("Lit in the picture:", "图中高亮："),
+    "page shapes": Words("Shapes", "形状"),
+    "page ragged": Words("Packed sequences", "打包的序列"),
+    "page gates": Words("Gates and states over time", "门和状态随时间的变化"),
+    "page counts": Words("How much", "多少"),
+    "question output": Words("What is output, and what is {names}?", "output 是什么，{names} 又是什么？"),
+    "question reverse": Words("Where is the reverse direction's last state?", "反向的最后状态在哪里？"),
+    "question order": Words("In which order are the entries of {first}?", "{first} 的各项按什么顺序排列？"),
+    "question batch": Words("What does batch_first change?", "batch_first 改变什么？"),
+    "question padding": Words(
+        "Where is the last valid step of padded sequences?", "有填充时，最后一个有效步在哪里？"
+    ),
+    "question biases": Words("Why are there two biases?", "为什么有两个偏置？"),
+    "question halves": Words("Which half of output is which direction?", "output 的哪一半是哪个方向？"),
+    "question initial": Words("What comes before the first step?", "第一步之前是什么？"),
+    "question variant": Words("Which version of the equations is this?", "这是公式的哪个版本？"),
+    "question dropout": Words("Where does dropout act?", "dropout 作用在哪里？"),
+    "question pieces": Words("Can the sequence be run in pieces?", "序列能分段运行吗？"),
+    "note one way": Words(
+        "This layer has one direction: output holds it alone, and there is no second half.",
+        "这一层只有一个方向：output 里只有它，没有第二个一半。",
+    ),
+    "note biases": Words(
+        "This layer does not have two biases for every gate: see the parameters.",
+        "这一层并非每个门都有两个偏置：见参数。",
+    ),
+    "note no padding": Words("There is no padding here.", "这里没有填充。"),
     # models
     "model others": Words("Other parts", "其他部分"),
     "model itself": Words("(itself)", "（自身）"),
