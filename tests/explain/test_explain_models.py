@@ -193,3 +193,15 @@ def test_the_wiring_of_two_layers_and_directions():
     arrows = set(facts.wiring)
     assert {("in/0", "c/0/0"), ("in/0", "c/0/1"), ("c/0/1", "c/1/0"), ("c/1/1", "h/3")} <= arrows
     assert {source for source, target in arrows if target == "out"} == {"c/1/0", "c/1/1"}
+
+
+def test_pictures_of_the_layers_in_a_model(tmp_path):
+    one = cf.explain(torch.nn.Sequential(torch.nn.GRU(3, 4), torch.nn.Identity()))
+    assert one.picture("cell").svg == one.layer("0").picture("cell").svg
+    assert one.save(tmp_path / "a.txt").read_text(encoding="utf-8").startswith("GRU(3, 4)")
+    two = cf.explain(torch.nn.ModuleDict({"up": torch.nn.GRU(3, 4), "down": torch.nn.LSTM(3, 4)}))
+    assert two.layer("down").cell == "lstm"
+    with pytest.raises(OptionError, match="'up', 'down'; give one's name"):
+        two.picture("cell")
+    with pytest.raises(OptionError, match="layer 'left'"):
+        two.layer("left")

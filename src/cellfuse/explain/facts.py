@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cellfuse.errors import OptionError
+
 if TYPE_CHECKING:
     from cellfuse.explain.picture import Picture
 
@@ -319,6 +321,28 @@ class ModelExplanation:
         from cellfuse.explain.text import text_of_model  # as in Explanation.text
 
         return text_of_model(self, lang or self.lang)
+
+    def layer(self, name: str = "") -> Explanation:
+        """The layer of this name; the name may be left out where there is only one layer.
+
+        Raises:
+            OptionError: there is no such layer, or there are several.
+        """
+        found = [facts for own, facts in self.layers if name in ("", own)]
+        if len(found) != 1:
+            names = ", ".join(repr(own) for own, _ in self.layers)
+            raise OptionError(
+                f"layer {name!r}: the recurrent layers of {self.title} are {names}; give one's name"
+            )
+        return found[0]
+
+    def picture(self, name: str, lang: str | None = None) -> Picture:
+        """A picture of the model's only layer; of one of several: `facts.layer("encoder").picture(...)`."""
+        return self.layer().picture(name, lang or self.lang)
+
+    def save(self, path: str | Path, lang: str | None = None) -> Path:
+        """The page, text or facts of the model's only layer; see `layer` for models with several."""
+        return self.layer().save(path, lang or self.lang)
 
     def to_dict(self) -> dict[str, Any]:
         """Every fact as plain Python, ready for JSON."""

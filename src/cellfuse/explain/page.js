@@ -178,7 +178,9 @@ function answer(button, isOpen) {
     $(other.getAttribute("aria-controls")).hidden = true;
   });
   boxes.forEach((box) => box.classList.remove("hi"));
+  if (map) at(now);
   if (!isOpen) return;
+  all(".now").forEach((box) => box.classList.remove("now"));
   button.setAttribute("aria-expanded", "true");
   $(button.getAttribute("aria-controls")).hidden = false;
   const points = JSON.parse(button.dataset.points);

@@ -31,7 +31,7 @@ def page_of(facts: Explanation, lang: str) -> str:
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
     code = {"en": "en", "zh": "zh-Hans"}[lang]
     title = html.escape(facts.title)
-    main = "\n".join(part for part in (*_map(facts), *_cell(facts), *_rest(facts)) if part)
+    main = "\n".join((_questions(facts), *_map(facts), *_cell(facts), *_rest(facts)))
     return f"""<!doctype html>
 <html lang="{code}"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
@@ -117,24 +117,27 @@ def _map(facts: Explanation) -> Iterable[str]:
     yield '<p id="info" role="status"></p>'
     yield f'<details id="keys"><summary>{_both(say("page keys"))}</summary>'
     yield f"<p>{_both(say('page keys text'))}</p></details></section>"
-    yield _questions(facts)
 
 
 def _questions(facts: Explanation) -> str:
-    asked = "".join(_question(facts, question) for question in questions_of(facts))
-    return f'<section>{_head("page questions")}<ul class="questions">{asked}</ul></section>'
+    """A button for each question; the answers lie between the buttons and the map."""
+    asked = questions_of(facts)
+    buttons, answers = "".join(map(_button, asked)), "".join(_answer(question) for question in asked)
+    return f'<section>{_head("page questions")}<div class="bar">{buttons}</div>{answers}</section>'
 
 
-def _question(facts: Explanation, question: Question) -> str:
+def _button(question: Question) -> str:
     points = html.escape(json.dumps(question.points))
-    button = (
+    return (
         f'<button type="button" class="question" id="q-{question.key}" aria-expanded="false" '
         f'aria-controls="a-{question.key}" data-points="{points}">{_both(question.text)}</button>'
     )
+
+
+def _answer(question: Question) -> str:
     note = f"<p>{_both(question.note)}</p>" if question.note.en else ""
-    claims = "".join(_claim(facts, claim) for claim in question.claims)
-    answer = f"{note}{claims}{_where(question)}"
-    return f'<li>{button}<div class="answer" id="a-{question.key}" hidden>{answer}</div></li>'
+    inside = f"{note}{''.join(map(_claim, question.claims))}{_where(question)}"
+    return f'<div class="answer" id="a-{question.key}" hidden>{inside}</div>'
 
 
 def _where(question: Question) -> str:
@@ -145,7 +148,7 @@ def _where(question: Question) -> str:
     return f"<p>{_both(say('page lit'))} {links}</p>" if links else ""
 
 
-def _claim(facts: Explanation, claim: Claim) -> str:
+def _claim(claim: Claim) -> str:
     result = _both(Words(*(result_of_claim(claim, lang) for lang in ("en", "zh"))))
     words = _both(Words(claim.en, claim.zh))
     return (
