@@ -76,7 +76,7 @@ class Series:
     Attributes:
         name: as in the equations.
         kind: "gate" (0 to 1) or "value".
-        units: one row per shown unit, one number per shown column of time.
+        units: one row per shown unit, one number per shown column of time; None for padding.
         mean: over all valid steps, sequences and units that were looked at.
         low, high: shares below 0.1 and above 0.9.
         keeps: the state that it multiplies, "" if none.
@@ -84,7 +84,7 @@ class Series:
 
     name: str
     kind: str
-    units: tuple[tuple[float, ...], ...]
+    units: tuple[tuple[float | None, ...], ...]
     mean: float
     low: float
     high: float

@@ -30,14 +30,15 @@ def quantised(series: Series) -> tuple[list[bytes], float]:
     A column without a valid step is 0.
     """
     if series.kind == "gate":
-        return [bytes(_level(v) for v in row) for row in series.units], 1.0
-    known = [abs(v) for row in series.units for v in row if math.isfinite(v)]
+        return [bytes(map(_level, row)) for row in series.units], 1.0
+    known = [abs(v) for row in series.units for v in row if v is not None and math.isfinite(v)]
     high = max([*known, 1e-6])
-    return [bytes(_level(0.5 + v / (2 * high)) for v in row) for row in series.units], high
+    rows = [[None if v is None else 0.5 + v / (2 * high) for v in row] for row in series.units]
+    return [bytes(map(_level, row)) for row in rows], high
 
 
-def _level(value: float) -> int:
-    if math.isnan(value):
+def _level(value: float | None) -> int:
+    if value is None or math.isnan(value):
         return 0
     return round(255 * min(max(value, 0.0), 1.0))
 

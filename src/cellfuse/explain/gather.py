@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from cellfuse.cell import Cell
 from cellfuse.errors import InputError, OptionError
@@ -35,6 +35,7 @@ def explain(
     input: Any = None,
     hx: Any = None,
     *,
+    lengths: Tensor | Sequence[int] | None = None,
     seq_len: int = 5,
     batch: int = 3,
     lang: str | None = None,
@@ -48,6 +49,7 @@ def explain(
             on it. Or a shape, such as (5, 3, 10). For a model what its forward takes, a tuple for
             several arguments. None: sizes only. Without tensors, random numbers are used.
         hx: initial states, as the layer takes them.
+        lengths: valid time steps of each sequence of a padded input; it is packed with them.
         seq_len, batch: T and B where no input is given.
         lang: "en" or "zh"; the locale's if None.
 
@@ -70,6 +72,8 @@ def explain(
         )
     if not isinstance(layer, nn.Module):
         raise InputError(f"explain takes {KNOWN}; got {type(layer).__name__}")
+    if lengths is not None:
+        input = _packed(layer, input, lengths)
     if is_recurrent(layer):
         return _explain_layer(layer, input, hx, (seq_len, batch), lang)
     return _explain_model(layer, input, hx, (seq_len, batch), lang)
@@ -123,6 +127,30 @@ def _explain_layer(module: nn.Module, input: Any, hx: Any, sizes: tuple[int, int
         trace=traces_of(subject, names["by_hand"], claims),
         lang=lang,
     )
+
+
+def _packed(layer: nn.Module, input: Any, lengths: Tensor | Sequence[int]) -> PackedSequence:
+    """The valid steps of padded input; random numbers if there is none.
+
+    Raises:
+        InputError: no layer over time, no padded tensor, or lengths that do not fit it.
+    """
+    if not is_recurrent(layer) or isinstance(layer, OneStep | nn.RNNCellBase):
+        raise InputError("explain: lengths= belongs to a layer over time, not to a model or one-step module")
+    known = [int(n) for n in lengths]
+    first = bool(layer.batch_first)
+    if input is None and known:
+        size = (len(known), max(known)) if first else (max(known), len(known))
+        input = _random(layer, (*size, layer.input_size), size)
+    is_padded = isinstance(input, Tensor) and input.dim() == 3
+    B, T = (input.shape[:2] if first else input.shape[1::-1]) if is_padded else (0, 0)
+    if not known or len(known) != B or min(known) < 1 or max(known) > T:
+        given = list(input.shape) if isinstance(input, Tensor) else type(input).__name__
+        raise InputError(
+            f"explain: lengths={known} with input {given}; give a padded tensor of three axes and one "
+            "length from 1 to T for each of its sequences"
+        )
+    return pack_padded_sequence(input, known, batch_first=first, enforce_sorted=False)
 
 
 @contextmanager

@@ -99,8 +99,8 @@ def why_not(facts: Explanation, name: str) -> str:
         return 'a one-step module has no time and no layers; use "cell" or "shapes"'
     if name == "ragged" and facts.form != "packed":
         return (
-            "the sequences have one length; explain packed input, "
-            "explain(layer, pack_padded_sequence(x, lengths, enforce_sorted=False))"
+            "the sequences have one length; write explain(layer, x, lengths=lengths), or give what "
+            "pack_padded_sequence makes"
         )
     if name == "gates" and not facts.trace:
         return "there are no values over time: the output has NaN, or it is a one-step module"

@@ -61,19 +61,19 @@ def _series(name: str, kind: str, values: Tensor, lengths: Tensor, starts: list[
     T, B = values.shape[:2]
     is_valid = torch.arange(T, device=values.device).unsqueeze(1) < lengths[:B]
     flat = values[is_valid]
+    flat = flat[flat.isfinite()]  # a state may start at minus infinity
     first, length = values[:, 0, :UNITS], int(lengths[0])
     ends = [*starts[1:], T]
-    columns = []
+    columns: list[list[float | None]] = []
     for start, end in zip(starts, ends, strict=True):
         part = first[start : min(end, length)]
-        columns.append(part.mean(0) if len(part) else torch.full_like(first[0], float("nan")))
-    units = torch.stack(columns, 1)
+        columns.append([round(v, 4) for v in part.mean(0).tolist()] if len(part) else [None] * first.shape[1])
     return Series(
         name=name,
         kind=kind,
-        units=tuple(tuple(round(v, 4) for v in row) for row in units.tolist()),
-        mean=float(flat.mean()),
-        low=float((flat < 0.1).double().mean()),
-        high=float((flat > 0.9).double().mean()),
+        units=tuple(zip(*columns, strict=True)),
+        mean=float(flat.sum()) / max(len(flat), 1),
+        low=float((flat < 0.1).sum()) / max(len(flat), 1),
+        high=float((flat > 0.9).sum()) / max(len(flat), 1),
         keeps=keeps,
     )
