@@ -12,6 +12,7 @@ import torch
 
 import cellfuse as cf
 from cellfuse.explain import counts, words
+from cellfuse.explain.page import page_of
 from cellfuse.explain.picture import PICTURES, why_not
 from cellfuse.explain.step import gate_meanings
 from cellfuse.explain.text import columns, wrap
@@ -103,11 +104,12 @@ def test_both_languages_of_every_sentence_say_the_same_values():
 
 
 def draw_all(facts):
-    """Every picture that there is."""
+    """Every picture that there is, and the page."""
     for layer in [each for _, each in facts.layers] if hasattr(facts, "layers") else [facts]:
         for name in PICTURES:
             if not why_not(layer, name):
                 layer.picture(name)
+        page_of(layer, "en")
 
 
 class Recorder(dict):

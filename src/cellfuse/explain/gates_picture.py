@@ -80,7 +80,7 @@ def _statistics(series: Series) -> Words:
 
 
 def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def _padding(drawing: Drawing, trace: Trace, x: float, y: float, height: float) -> None:

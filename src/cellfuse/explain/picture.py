@@ -14,7 +14,7 @@ from cellfuse.explain.gates_picture import draw_gates
 from cellfuse.explain.layer_map import draw_layer, draw_stack
 from cellfuse.explain.ragged_picture import draw_ragged
 from cellfuse.explain.shapes_picture import draw_shapes
-from cellfuse.explain.svg import Drawing, stand_alone
+from cellfuse.explain.svg import FONT, Drawing, stand_alone
 from cellfuse.explain.words import LANGUAGES
 
 PICTURES: dict[str, Callable[[Explanation], Drawing]] = {
@@ -51,13 +51,19 @@ class Picture:
         if path.suffix == ".svg":
             path.write_text(self.svg, encoding="utf-8")
         elif path.suffix == ".png":
-            _converter()(bytestring=self.svg.encode(), write_to=str(path), scale=2.0)
+            _converter()(bytestring=_with_one_font(self.svg).encode(), write_to=str(path), scale=2.0)
         else:
             raise OptionError(f"picture {path}: give a name that ends with .svg or .png")
         return path
 
     def _repr_svg_(self) -> str:
         return self.svg
+
+
+def _with_one_font(svg: str) -> str:
+    """The converter looks at the first font of a list only, and takes no sign from another."""
+    is_chinese = any("\u4e00" <= sign <= "\u9fff" for sign in svg)
+    return svg.replace(FONT, '"Noto Sans Mono CJK SC"' if is_chinese else "monospace")
 
 
 def _converter() -> Any:

@@ -7,9 +7,16 @@ import struct
 import zlib
 from collections.abc import Sequence
 
+# Every number is a block of pixels, at least so many each way and so many across the picture: some
+# programs blur what they enlarge.
+_BLOCK, _ACROSS = 6, 300
+
 
 def data_address(rows: Sequence[bytes], colours: Sequence[tuple[int, int, int]]) -> str:
-    """The picture of one pixel per number."""
+    """The picture of one block per number."""
+    across = max(_BLOCK, _ACROSS // len(rows[0]))
+    wide = [bytes(level for level in row for _ in range(across)) for row in rows]
+    rows = [row for row in wide for _ in range(_BLOCK)]
     return "data:image/png;base64," + base64.b64encode(png(rows, colours)).decode()
 
 

@@ -15,7 +15,7 @@ from cellfuse.explain.words import LANGUAGES, Words
 
 Point = tuple[float, float]
 SIZE, SMALL = 12.0, 10.0
-_FONT = 'ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", "Noto Sans Mono CJK SC", monospace'
+FONT = 'ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", "Noto Sans Mono CJK SC", monospace'
 # Width of a character over the font's size: the widest of the fonts above; other signs may come from
 # a font that is not monospaced.
 _NARROW, _OTHER, _WIDE = 0.61, 0.85, 1.0
@@ -207,7 +207,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     (".kc>rect", "stroke", "cell"),
 )
 STYLE = (
-    f".picture text{{font-family:{_FONT};font-size:12px;stroke:none}}"
+    f".picture text{{font-family:{FONT};font-size:12px;stroke:none}}"
     ".picture text.s{font-size:10px}.picture text.heading{font-weight:bold}"
     ".n>rect,.n>path{stroke-width:1.2}.w{fill:none;stroke-width:1.5}"
     ".w.d1,.d1>rect{stroke-dasharray:5 3}.w.dim{stroke-dasharray:2 3}"
