@@ -197,6 +197,10 @@ PLANTS = {
     "a deaf layer": deaf,
     "a layer that is blind to padding": blind_to_padding,
     "a layer in training": lambda names, subject: {"layer": in_training(names["layer"])},
+    "options that do nothing": lambda *_: {
+        "merged": lambda layer: layer,
+        "with_dropout": lambda layer: layer,
+    },
     "other lengths": lambda names, subject: {"lengths": names["lengths"].roll(1)},
     "weights of other shapes": lambda names, subject: {"layer": torch.nn.LSTM(2, 7, 2)},
     "hx of other shapes": lambda names, subject: {"hx": torch.zeros(2, 2, 2)},
@@ -306,7 +310,7 @@ def test_claims_that_hold_by_chance_only_are_marked():
         torch.nn.init.zeros_(parameter)
     facts = cf.explain(layer, (T, B, I), lang="en")
     false = [claim for claim in facts.claims if not claim.holds]
-    assert {claim.key for claim in false} == {"inner-states", "other-states"}
+    assert {claim.key for claim in false} == {"inner-states", "other-states", "dropout"}
     assert all(claim.is_generic for claim in false)
     assert re.search(r"False +# equal here by chance", facts.text())
 

@@ -87,6 +87,9 @@ def test_a_cell_of_one_s_own(told, own):
         (["gru", "--num-layers", "0"], "num_layers"),
         (["gru", "--seq-len", "0"], "seq_len must be a whole number of at least 1, got 0"),
         (["gru", "--proj-size", "3"], "proj_size"),
+        (["gru", "--picture", "stack"], "--picture and --out belong together"),
+        (["gru", "--picture", "ragged", "--out", "x.svg"], "pack_padded_sequence"),
+        (["gru", "--picture", "cell", "--out", "x.gif"], "ends with .svg or .png"),
         (["gru", "--lengths", "3", "0"], "--lengths [3, 0]: needs lengths of at least 1"),
     ],
 )
@@ -95,6 +98,19 @@ def test_mistakes_are_told(capsys, own, words, said):
     error = capsys.readouterr().err
     assert error.startswith("cellfuse explain: ")
     assert said.format(own=own) in error
+
+
+def test_pictures_are_written(told, own, tmp_path):
+    for name in ("cell", "layer", "stack", "shapes", "gates"):
+        file = tmp_path / f"{name}.svg"
+        assert (
+            told(f"{own}:mine", "--picture", name, "--out", str(file), "--lang", "zh").strip()
+            == f"wrote {file}"
+        )
+        assert file.read_text(encoding="utf-8").startswith("<svg")
+    file = tmp_path / "ragged.svg"
+    told("gru", "--lengths", "2", "5", "--picture", "ragged", "--out", str(file))
+    assert "b=1" in file.read_text(encoding="utf-8")
 
 
 def test_stages_are_shown(told):

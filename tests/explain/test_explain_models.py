@@ -193,3 +193,41 @@ def test_the_wiring_of_two_layers_and_directions():
     arrows = set(facts.wiring)
     assert {("in/0", "c/0/0"), ("in/0", "c/0/1"), ("c/0/1", "c/1/0"), ("c/1/1", "h/3")} <= arrows
     assert {source for source, target in arrows if target == "out"} == {"c/1/0", "c/1/1"}
+
+
+def test_pictures_of_the_layers_in_a_model(tmp_path):
+    one = cf.explain(torch.nn.Sequential(torch.nn.GRU(3, 4), torch.nn.Identity()))
+    assert one.picture("cell").svg == one.layer("0").picture("cell").svg
+    assert one.save(tmp_path / "a.txt").read_text(encoding="utf-8").startswith("GRU(3, 4)")
+    two = cf.explain(torch.nn.ModuleDict({"up": torch.nn.GRU(3, 4), "down": torch.nn.LSTM(3, 4)}))
+    assert two.layer("down").cell == "lstm"
+    with pytest.raises(OptionError, match="'up', 'down'; give one's name"):
+        two.picture("cell")
+    with pytest.raises(OptionError, match="layer 'left'"):
+        two.layer("left")
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_lengths_pack_padded_input(first):
+    layer, x = nn.GRU(3, 4, batch_first=first), torch.randn(3, 5, 3) if first else torch.randn(5, 3, 3)
+    packed = pack_padded_sequence(x, [2, 5, 3], batch_first=first, enforce_sorted=False)
+    assert cf.explain(layer, x, lengths=torch.tensor([2, 5, 3])) == cf.explain(layer, packed)
+    assert cf.explain(layer, lengths=[2, 5, 3]).lengths == (2, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "input", "lengths", "told"),
+    [
+        (nn.GRU(3, 4), torch.randn(5, 3, 3), [2, 5], r"lengths=\[2, 5\] with input \[5, 3, 3\]"),
+        (nn.GRU(3, 4), torch.randn(5, 3, 3), [2, 6, 1], "from 1 to T"),
+        (nn.GRU(3, 4), torch.randn(5, 3, 3), [2, 0, 1], "from 1 to T"),
+        (nn.GRU(3, 4), torch.randn(5, 3), [5], "three axes"),
+        (nn.GRU(3, 4), (5, 1, 3), [5], "with input tuple"),
+        (nn.GRU(3, 4), None, [], "lengths="),
+        (nn.GRUCell(3, 4), None, [5], "one-step"),
+        (nn.Sequential(nn.GRU(3, 4)), None, [5], "not to a model"),
+    ],
+)
+def test_lengths_that_do_not_fit(module, input, lengths, told):
+    with pytest.raises(InputError, match=told):
+        cf.explain(module, input, lengths=lengths)

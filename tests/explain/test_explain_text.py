@@ -12,6 +12,8 @@ import torch
 
 import cellfuse as cf
 from cellfuse.explain import counts, words
+from cellfuse.explain.page import page_of
+from cellfuse.explain.picture import PICTURES, why_not
 from cellfuse.explain.step import gate_meanings
 from cellfuse.explain.text import columns, wrap
 from compare import OPTIONS
@@ -57,6 +59,8 @@ def some_explanations():
     yield cf.explain(layer, seq_len=300)
     with pytest.warns(UserWarning, match="dropout"):
         yield cf.explain(cf.GRU(3, 4, dropout=0.5))
+    many = torch.nn.utils.rnn.pack_sequence([torch.randn(2, 3)] * 9)
+    yield cf.explain(cf.RNN(3, 4), many)
     yield cf.explain(torch.nn.Sequential(torch.nn.GRU(3, 4, 2), torch.nn.Linear(4, 2)))
 
 
@@ -78,7 +82,8 @@ def test_chinese_text_holds_no_english_sentence(explanations):
     for facts in explanations:
         for line in facts.text("zh").splitlines():
             if re.search("[一-鿿]", line) and "出处" not in line:
-                code_free = re.sub(r"by_hand\(.*?\)|swapped\(layer\)|in_training\(layer\)", "", line)
+                calls = r"by_hand\(.*?\)|(swapped|in_training|merged|with_dropout)\(layer\)|layer\.train"
+                code_free = re.sub(calls, "", line)
                 assert not english.search(code_free), line
 
 
@@ -96,6 +101,15 @@ def test_both_languages_of_every_sentence_say_the_same_values():
         assert fields(both.en) == fields(both.zh), key
         assert both.en, key
         assert both.zh, key
+
+
+def draw_all(facts):
+    """Every picture that there is, and the page."""
+    for layer in [each for _, each in facts.layers] if hasattr(facts, "layers") else [facts]:
+        for name in PICTURES:
+            if not why_not(layer, name):
+                layer.picture(name)
+        page_of(layer, "en")
 
 
 class Recorder(dict):
@@ -116,6 +130,7 @@ def test_every_sentence_is_said(monkeypatch):
     monkeypatch.setattr(counts, "WORDS", table)
     for facts in some_explanations():
         facts.text("en")
+        draw_all(facts)
     assert set(table) - table.read == set()
 
 

@@ -13,7 +13,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from cellfuse.explain.subject import Subject
+from cellfuse.graph.equations import rows
+from cellfuse.graph.expr import Expr
+from cellfuse.graph.graph import Graph
 from cellfuse.runtime.torch_text import torch_function
+
+# How many sequences and units of the values inside the step are kept.
+_SEQUENCES, _UNITS = 8, 64
 
 
 class ByHand:
@@ -28,6 +34,8 @@ class ByHand:
         self._input, self._lengths = _time_first(subject, input)
         self._hx = None if hx is None else hx if isinstance(hx, tuple) else (hx,)
         self._known: dict[tuple, tuple[Tensor, dict[str, Tensor]]] = {}
+        self.inner = inner_values(subject.step)
+        self._seen: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def __call__(self, what: str, layer: int, direction: int, ih: str = "", hh: str = "") -> Tensor:
         """ih, hh: the gates whose rows follow one another in weight_ih and weight_hh; the cell's own order
@@ -42,6 +50,16 @@ class ByHand:
         if subject.form == "unbatched":
             return output[:, 0]
         return output.transpose(0, 1) if subject.batch_first and subject.form == "batched" else output
+
+    def seen(self, layer: int, direction: int) -> dict[str, Tensor]:
+        """The named values inside the step, [T, some sequences, some units] each, in the order of time."""
+        self._run(layer, direction, "", "")
+        return self._seen[layer, direction]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Valid steps of every sequence."""
+        return self._lengths
 
     def _run(self, layer: int, direction: int, ih: str, hh: str) -> tuple[Tensor, dict[str, Tensor]]:
         key = (layer, direction, ih, hh)
@@ -61,24 +79,46 @@ class ByHand:
         gates = [leaf.label.removesuffix(".x") for leaf in subject.step.of_role("input product")]
         products = {f"{g}.x": F.linear(value, leaves[f"W {g}"], leaves.get(f"b {g}")) for g in gates}
         axes = {axis: value.new_tensor(subject.sizes[axis]) for axis in "HP"}
-        step = torch_function(subject.step)
+        step = torch_function(_with_results(subject.step, self.inner))
+        labels = [leaf.label for leaf in subject.step.inputs]
         states = self._initial(layer * subject.sizes["D"] + direction)
-        outputs = []
+        outputs, seen, count = [], [], len(subject.cell.states)
+        is_ragged, is_kept = bool((self._lengths < T).any()), self._is_kept(layer) and not ih and not hh
         for t in range(T):
             now = leaves | {label: product[t] for label, product in products.items()} | states
-            output, *new = step(*(now[leaf.label] for leaf in subject.step.inputs), axes)
-            is_valid = (t < self._lengths).unsqueeze(1)
-            outputs.append(torch.where(is_valid, output.expand(B, -1), 0.0))
-            new = [value.expand(B, -1) for value in new]
-            kept = zip(states.items(), new, strict=True)
-            states = {name: torch.where(is_valid, after, before) for (name, before), after in kept}
+            output, *new = step(*(now[label] for label in labels), axes)
+            if is_kept:
+                seen.append([value[:_SEQUENCES, :_UNITS] for value in new[count:]])
+            new, output = [value.expand(B, -1) for value in new[:count]], output.expand(B, -1)
+            if is_ragged:
+                is_valid = (t < self._lengths).unsqueeze(1)
+                output = torch.where(is_valid, output, 0.0)
+                pairs = zip(new, states.values(), strict=True)
+                new = [torch.where(is_valid, after, before) for after, before in pairs]
+            outputs.append(output)
+            states = dict(zip(states, new, strict=True))
+        if is_kept:
+            self._seen[layer, direction] = self._in_time(seen, direction)
         stacked = torch.stack(outputs)
         return (self._backwards(stacked) if direction else stacked), states
+
+    def _is_kept(self, layer: int) -> bool:
+        """Values inside the first and the last layer are kept."""
+        return layer in (0, self._subject.sizes["L"] - 1)
+
+    def _in_time(self, seen: list[list[Tensor]], direction: int) -> dict[str, Tensor]:
+        B = min(self._subject.sizes["B"], _SEQUENCES)
+        made = {}
+        for name, values in zip(self.inner, zip(*seen, strict=True), strict=True):
+            stacked = torch.stack([value.expand(B, -1) for value in values])
+            made[name] = self._backwards(stacked) if direction else stacked
+        return made
 
     def _backwards(self, value: Tensor) -> Tensor:
         """Every sequence from its own end; padding stays where it is."""
         t = torch.arange(len(value), device=value.device).unsqueeze(1)
-        index = torch.where(t < self._lengths, self._lengths - 1 - t, t)
+        lengths = self._lengths[: value.shape[1]]
+        index = torch.where(t < lengths, lengths - 1 - t, t)
         return value.gather(0, index.unsqueeze(-1).expand_as(value))
 
     def _initial(self, k: int) -> dict[str, Tensor]:
@@ -93,6 +133,17 @@ class ByHand:
                 given = self._hx[place] if subject.is_step else self._hx[place][k]
                 made[state] = _at_least_float32(given).reshape(subject.sizes["B"], width)
         return made
+
+
+def inner_values(step: Graph) -> dict[str, Expr]:
+    """The values of a step that have a name, by it: the user's, the new states and the output."""
+    named = [(row.left, row.expr) for row in rows(step)]
+    return {name: expr for name, expr in named if len(expr.shape) == 1 and not expr.is_truth}
+
+
+def _with_results(step: Graph, more: dict[str, Expr]) -> Graph:
+    """The step with further results."""
+    return Graph(step.name, step.inputs, (*step.outputs, *more.items()), step.names)
 
 
 def _at_least_float32(value: Tensor) -> Tensor:

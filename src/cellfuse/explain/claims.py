@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cellfuse.explain.cell_graph import cell_graph
 from cellfuse.explain.facts import Claim, TensorFact
 from cellfuse.explain.subject import Subject
 from cellfuse.explain.words import Words, listed, say
@@ -324,7 +325,21 @@ def _weights(writer: _Writer) -> list[Claim]:
         )
         words = say("wider-weights", I=sizes["I"], W=sizes["D"] * writer.width)
         made.append(Claim("wider-weights", "weights", code, *words))
-    return made
+    return made if subject.is_step else [*made, *_biases(writer)]
+
+
+def _biases(writer: _Writer) -> list[Claim]:
+    """Whether two biases of a gate are one number too many."""
+    subject, cell = writer.subject, writer.subject.cell
+    if not subject.bias or set(cell.biases) != {"ih", "hh"} or cell.input_gates != cell.recurrent_gates:
+        return []
+    boxes = [node.lines[-1] for node in cell_graph(subject).nodes if node.kind == "product"]
+    apart = [g for g in cell.gates if not any(f"b_{g}" in box and f"d_{g}" in box for box in boxes)]
+    code = f"close(merged(layer)(input{writer.hx})[0]{writer.data}, output{writer.data})"
+    if not apart:
+        return [Claim("biases", "weights", code, *say("biases one"))]
+    words = say("biases apart", gates=listed(apart))
+    return [Claim("biases", "weights", f"not {code}", *words, is_generic=True)]
 
 
 def _options(writer: _Writer) -> list[Claim]:
@@ -340,7 +355,11 @@ def _options(writer: _Writer) -> list[Claim]:
         call = f"{'in_training(layer)' if sizes['L'] == 1 else 'layer'}(input{writer.hx})[0]{writer.data}"
         words = say(key, p=f"{subject.dropout:g}")
         made.append(Claim("dropout", "options", f"torch.equal({call}, output{writer.data})", *words))
-    return made
+        return made
+    code = f"torch.equal(with_dropout(layer)(input{writer.hx})[0]{writer.data}, output{writer.data})"
+    if sizes["L"] == 1:
+        return [*made, Claim("dropout", "options", code, *say("dropout nowhere"))]
+    return [*made, Claim("dropout", "options", f"not {code}", *say("dropout off"), is_generic=True)]
 
 
 def _of_step(writer: _Writer) -> list[Claim]:

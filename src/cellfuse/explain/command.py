@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import webbrowser
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from cellfuse.codegen.program import show as show_program
 from cellfuse.errors import OptionError
 from cellfuse.explain.facts import Explanation
 from cellfuse.explain.gather import explain
+from cellfuse.explain.picture import PICTURES
 from cellfuse.explain.words import LANGUAGES
 from cellfuse.graph.backward import backward
 from cellfuse.graph.graph import Graph
@@ -64,6 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--unbatched", action="store_true", help="one sequence [T, I] without a batch axis")
     add("--lengths", type=int, nargs="+", metavar="T", help="packed sequences of these lengths")
     add("--lang", choices=LANGUAGES, help="language of the text; the locale's by default")
+    add("--picture", choices=tuple(PICTURES), help="draw this instead of the text; needs --out")
+    add("--out", metavar="FILE", help="where the picture goes, .svg or .png")
+    add("--html", metavar="FILE", help="write the page, one file that needs no network")
+    add("--open", action="store_true", help="show the page in the browser")
     add("--json", action="store_true", help="the facts as JSON instead of text")
     add("--show", choices=tuple(_STAGES), help="print a compiler stage instead")
 
@@ -75,6 +81,10 @@ def run(args: argparse.Namespace) -> int:
         CellfuseError: there is no such cell, or an option is not allowed.
     """
     cell = find(args.cell)
+    if bool(args.picture) != bool(args.out):
+        raise OptionError("--picture and --out belong together, such as --picture stack --out stack.svg")
+    if args.open and not args.html:
+        raise OptionError("--open shows the page: write --html FILE, too")
     if args.show:
         return _write(_STAGES[args.show](cell.step_without_bias if args.no_bias else cell.step, args))
     options = {"num_layers": args.num_layers, "bidirectional": args.bidirectional}
@@ -88,6 +98,13 @@ def run(args: argparse.Namespace) -> int:
     facts = explain(layer, input, seq_len=args.seq_len, batch=args.batch, lang=args.lang)
     assert isinstance(facts, Explanation)
     facts = replace(facts, was_given_input=False)  # the numbers are ours
+    if args.picture:
+        return _write(f"wrote {facts.picture(args.picture).save(args.out)}")
+    if args.html:
+        file = facts.save(args.html)
+        if args.open:
+            webbrowser.open(file.resolve().as_uri())
+        return _write(f"wrote {file}")
     if args.json:
         return _write(json.dumps(facts.to_dict(), ensure_ascii=False, indent=1))
     return _write(facts.text())

@@ -40,6 +40,22 @@ def in_training(layer: nn.Module) -> Any:
     return stand_in(layer, training=True)
 
 
+def with_dropout(layer: nn.Module) -> Any:
+    """The layer with dropout=0.5, after train()."""
+    return stand_in(layer, training=True, dropout=0.5)
+
+
+def merged(layer: nn.Module) -> Any:
+    """The layer with every bias_hh moved into bias_ih."""
+    made = copy.deepcopy(layer)
+    own = dict(made.named_parameters())
+    for name, bias in own.items():
+        if "bias_hh" in name:
+            own[name.replace("bias_hh", "bias_ih")].data += bias.data
+            bias.data.zero_()
+    return made
+
+
 def close(value: Tensor, other: Tensor) -> bool:
     """Equal but for rounding, and of the same shape."""
     if value.shape != other.shape:
@@ -72,6 +88,7 @@ def names_of(layer: Any, subject: Subject, input: Any, hx: Any, result: tuple) -
     ending = "1" if subject.is_step else "n"
     names: Names = {"torch": torch, "layer": layer, "input": input, "hx": hx, "close": close}
     names |= {"swapped": swapped, "in_training": in_training}
+    names |= {"merged": merged, "with_dropout": with_dropout}
     names |= {"pack_padded_sequence": pack_padded_sequence}
     names["by_hand"] = ByHand(subject, layer, input, hx)
     names["output"] = output

@@ -5,18 +5,115 @@ Says nothing about how it looks: see `text`. Every fact that is a sentence has i
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cellfuse.errors import OptionError
+
+if TYPE_CHECKING:
+    from cellfuse.explain.picture import Picture
 
 
 @dataclass(frozen=True)
 class Equation:
-    """One line of the step: left = right, and what the left side is ("" if nothing is known of it)."""
+    """One line of the step: left = right, and what the left side is ("" if nothing is known of it).
+
+    Attributes:
+        left, right, en, zh: see above.
+        line: of `Explanation.code`, from 1; 0 if it has none.
+    """
 
     left: str
     right: str
     en: str
     zh: str
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class CellNode:
+    """One box of the step.
+
+    Attributes:
+        key: "x", "s/h" for a state before the step, "new/h" after it, "out", or "n/3".
+        kind: "input", "state", "new", "new output", "output", "product", "activation", "pointwise",
+            "reduction", "choice" or "parameter".
+        lines: the user's name of the value, if it has one, then the operation.
+        title: the whole expression.
+        equation: its place in `Explanation.equations`; -1 for what comes in.
+        rows: of the weights that it reads.
+    """
+
+    key: str
+    kind: str
+    lines: tuple[str, ...]
+    title: str
+    equation: int = -1
+    rows: str = ""
+
+
+@dataclass(frozen=True)
+class CellGraph:
+    """The step as boxes and arrows.
+
+    Attributes:
+        nodes: every box.
+        edges: (from, to) keys.
+        spines: for each state that is carried on, the keys on its way through the step.
+    """
+
+    nodes: tuple[CellNode, ...]
+    edges: tuple[tuple[str, str], ...]
+    spines: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One value of the step over time, of one layer and direction and the first sequence.
+
+    Attributes:
+        name: as in the equations.
+        kind: "gate" (0 to 1) or "value".
+        units: one row per shown unit, one number per shown column of time; None for padding.
+        mean: over all valid steps, sequences and units that were looked at.
+        low, high: shares below 0.1 and above 0.9.
+        keeps: the state that it multiplies, "" if none.
+    """
+
+    name: str
+    kind: str
+    units: tuple[tuple[float | None, ...], ...]
+    mean: float
+    low: float
+    high: float
+    keeps: str = ""
+
+    @property
+    def half_life(self) -> float:
+        """Time steps after which half of the state is left, if the gate stayed at its mean."""
+        if not 0 < self.mean < 1:
+            return math.inf if self.mean >= 1 else 0.0
+        return math.log(0.5) / math.log(self.mean)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The values of one layer and direction over time, at most a hundred columns of it.
+
+    Attributes:
+        layer, direction: whose.
+        series: one per named value, state and output.
+        starts: the first time step of every column; a column is the mean of the steps up to the next.
+        length: of the sequence; columns from there on are padding.
+    """
+
+    layer: int
+    direction: int
+    series: tuple[Series, ...]
+    starts: tuple[int, ...]
+    length: int
 
 
 @dataclass(frozen=True)
@@ -101,6 +198,9 @@ class Explanation:
         lengths: of the sequences of packed input, in the user's order.
         gates: (gate, its meaning in English) from the cell's docstring.
         equations, tensors, claims, counts: see their classes.
+        graph: the step as boxes and arrows.
+        code: the lines of the cell's function; none if its source cannot be found.
+        trace: values over time of the first and the last layer; not part of `to_dict`.
         wiring: (from, to) for every arrow between the boxes of the map; keys are "in/0",
             "c/layer/direction", "h/k", "out".
         options: bias, batch_first, dropout, has_hx, dtype.
@@ -120,12 +220,15 @@ class Explanation:
     lengths: tuple[int, ...]
     gates: tuple[tuple[str, str], ...]
     equations: tuple[Equation, ...]
+    graph: CellGraph
+    code: tuple[str, ...]
     wiring: tuple[tuple[str, str], ...]
     tensors: tuple[TensorFact, ...]
     claims: tuple[Claim, ...]
     counts: tuple[Count, ...]
     options: dict[str, Any]
     was_given_input: bool
+    trace: tuple[Trace, ...] = ()
     lang: str = "en"
 
     def text(self, lang: str | None = None) -> str:
@@ -134,9 +237,41 @@ class Explanation:
 
         return text_of(self, lang or self.lang)
 
+    def picture(self, name: str, lang: str | None = None) -> Picture:
+        """One picture as stand-alone SVG.
+
+        Args:
+            name: "cell", "layer" (one layer over time), "stack" (all layers), "shapes", "gates" (values
+                over time) or "ragged" (packed sequences).
+            lang: "en" or "zh".
+
+        Raises:
+            OptionError: there is no such picture, or this layer or input has none.
+        """
+        from cellfuse.explain.picture import picture_of  # as in text
+
+        return picture_of(self, name, lang or self.lang)
+
+    def save(self, path: str | Path, lang: str | None = None) -> Path:
+        """Write a .html page (both languages; it opens in `lang`), a .txt text or .json facts.
+
+        Raises:
+            OptionError: another kind of file.
+        """
+        from cellfuse.explain.save import save  # as in text
+
+        return save(self, Path(path), lang or self.lang)
+
+    def _repr_html_(self) -> str:
+        from cellfuse.explain.page import in_notebook  # as in text
+
+        return in_notebook(self, self.lang)
+
     def to_dict(self) -> dict[str, Any]:
-        """Every fact as plain Python, ready for JSON."""
-        return asdict(self)
+        """Every fact but the trace as plain Python, ready for JSON."""
+        facts = asdict(replace(self, trace=()))
+        del facts["trace"]
+        return facts
 
     def tensor(self, name: str) -> TensorFact:
         """The tensor of this name."""
@@ -186,6 +321,28 @@ class ModelExplanation:
         from cellfuse.explain.text import text_of_model  # as in Explanation.text
 
         return text_of_model(self, lang or self.lang)
+
+    def layer(self, name: str = "") -> Explanation:
+        """The layer of this name; the name may be left out where there is only one layer.
+
+        Raises:
+            OptionError: there is no such layer, or there are several.
+        """
+        found = [facts for own, facts in self.layers if name in ("", own)]
+        if len(found) != 1:
+            names = ", ".join(repr(own) for own, _ in self.layers)
+            raise OptionError(
+                f"layer {name!r}: the recurrent layers of {self.title} are {names}; give one's name"
+            )
+        return found[0]
+
+    def picture(self, name: str, lang: str | None = None) -> Picture:
+        """A picture of the model's only layer; of one of several: `facts.layer("encoder").picture(...)`."""
+        return self.layer().picture(name, lang or self.lang)
+
+    def save(self, path: str | Path, lang: str | None = None) -> Path:
+        """The page, text or facts of the model's only layer; see `layer` for models with several."""
+        return self.layer().save(path, lang or self.lang)
 
     def to_dict(self) -> dict[str, Any]:
         """Every fact as plain Python, ready for JSON."""

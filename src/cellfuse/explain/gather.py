@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from cellfuse.cell import Cell
 from cellfuse.errors import InputError, OptionError
+from cellfuse.explain.cell_graph import cell_graph
 from cellfuse.explain.claims import claims_of
 from cellfuse.explain.counts import counts_of
 from cellfuse.explain.evaluate import evaluate, in_double, names_of, result_of, stand_in
 from cellfuse.explain.facts import Explanation, ModelExplanation, Other
-from cellfuse.explain.step import equations_of, gate_meanings
+from cellfuse.explain.step import code_of, equations_of, gate_meanings
 from cellfuse.explain.subject import is_recurrent, subject_of
 from cellfuse.explain.tensors import tensors_of
+from cellfuse.explain.values import traces_of
+from cellfuse.explain.wiring import wiring
 from cellfuse.explain.words import LANGUAGES, default_language
 from cellfuse.nn import OneStep
 
@@ -32,6 +35,7 @@ def explain(
     input: Any = None,
     hx: Any = None,
     *,
+    lengths: Tensor | Sequence[int] | None = None,
     seq_len: int = 5,
     batch: int = 3,
     lang: str | None = None,
@@ -45,6 +49,7 @@ def explain(
             on it. Or a shape, such as (5, 3, 10). For a model what its forward takes, a tuple for
             several arguments. None: sizes only. Without tensors, random numbers are used.
         hx: initial states, as the layer takes them.
+        lengths: valid time steps of each sequence of a padded input; it is packed with them.
         seq_len, batch: T and B where no input is given.
         lang: "en" or "zh"; the locale's if None.
 
@@ -67,6 +72,8 @@ def explain(
         )
     if not isinstance(layer, nn.Module):
         raise InputError(f"explain takes {KNOWN}; got {type(layer).__name__}")
+    if lengths is not None:
+        input = _packed(layer, input, lengths)
     if is_recurrent(layer):
         return _explain_layer(layer, input, hx, (seq_len, batch), lang)
     return _explain_model(layer, input, hx, (seq_len, batch), lang)
@@ -103,6 +110,8 @@ def _explain_layer(module: nn.Module, input: Any, hx: Any, sizes: tuple[int, int
         lengths=subject.lengths,
         gates=gate_meanings(subject.cell),
         equations=equations_of(subject),
+        graph=cell_graph(subject),
+        code=code_of(subject.cell),
         wiring=tuple(wiring(subject.sizes["L"], subject.sizes["D"])),
         tensors=tensors,
         claims=claims,
@@ -115,8 +124,33 @@ def _explain_layer(module: nn.Module, input: Any, hx: Any, sizes: tuple[int, int
             "dtype": str(data.dtype).removeprefix("torch."),
         },
         was_given_input=is_given,
+        trace=traces_of(subject, names["by_hand"], claims),
         lang=lang,
     )
+
+
+def _packed(layer: nn.Module, input: Any, lengths: Tensor | Sequence[int]) -> PackedSequence:
+    """The valid steps of padded input; random numbers if there is none.
+
+    Raises:
+        InputError: no layer over time, no padded tensor, or lengths that do not fit it.
+    """
+    if not is_recurrent(layer) or isinstance(layer, OneStep | nn.RNNCellBase):
+        raise InputError("explain: lengths= belongs to a layer over time, not to a model or one-step module")
+    known = [int(n) for n in lengths]
+    first = bool(layer.batch_first)
+    if input is None and known:
+        size = (len(known), max(known)) if first else (max(known), len(known))
+        input = _random(layer, (*size, layer.input_size), size)
+    is_padded = isinstance(input, Tensor) and input.dim() == 3
+    B, T = (input.shape[:2] if first else input.shape[1::-1]) if is_padded else (0, 0)
+    if not known or len(known) != B or min(known) < 1 or max(known) > T:
+        given = list(input.shape) if isinstance(input, Tensor) else type(input).__name__
+        raise InputError(
+            f"explain: lengths={known} with input {given}; give a padded tensor of three axes and one "
+            "length from 1 to T for each of its sequences"
+        )
+    return pack_padded_sequence(input, known, batch_first=first, enforce_sorted=False)
 
 
 @contextmanager
@@ -161,20 +195,6 @@ def _random(layer: Any, shape: Any, sizes: tuple[int, int]) -> Tensor:
     like = next(layer.parameters())
     generator = torch.Generator(device=like.device).manual_seed(0)
     return torch.randn(*shape, generator=generator, device=like.device).to(like.dtype)
-
-
-def wiring(num_layers: int, num_directions: int) -> list[tuple[str, str]]:
-    """Every arrow of the map: input, cells by layer and direction, states k = layer * D + direction."""
-    arrows = []
-    for layer in range(num_layers):
-        for direction in range(num_directions):
-            here = f"c/{layer}/{direction}"
-            below = [f"c/{layer - 1}/{d}" for d in range(num_directions)] if layer else ["in/0"]
-            arrows += [(source, here) for source in below]
-            arrows += [(here, here), (here, f"h/{layer * num_directions + direction}")]
-            if layer == num_layers - 1:
-                arrows.append((here, "out"))
-    return arrows
 
 
 def _explain_model(

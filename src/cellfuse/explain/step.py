@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import textwrap
 
 from cellfuse.cell import Cell
 from cellfuse.explain.facts import Equation
 from cellfuse.explain.subject import Subject
 from cellfuse.explain.words import Words, say, translated
-from cellfuse.graph.equations import equations
+from cellfuse.graph.equations import rows
 
 
 def equations_of(subject: Subject) -> tuple[Equation, ...]:
@@ -17,10 +20,33 @@ def equations_of(subject: Subject) -> tuple[Equation, ...]:
     # A sigmoid is a gate without being called one; another function is one if the docstring says so.
     are_gates = {name for expr, name in graph.names if expr.op == "sigmoid"}
     are_gates |= {gate for gate, meaning in _meanings(subject.cell) if _GATE.match(meaning)}
-    rows = equations(graph)
-    return tuple(
-        Equation(left, right, *_left(left, subject, said, left in are_gates)) for left, right in rows
-    )
+    names, lines = dict(graph.names), _lines(code_of(subject.cell))
+    made = []
+    for row in rows(graph):
+        words = _left(row.left, subject, said, row.left in are_gates)
+        is_end = row.left.endswith("′") or row.left == "y"
+        line = lines.get(names.get(row.expr, ""), lines.get("return", 0) if is_end else 0)
+        made.append(Equation(row.left, row.right, *words, line=line))
+    return tuple(made)
+
+
+def code_of(cell: Cell) -> tuple[str, ...]:
+    """The lines of the cell's function; none where Python cannot find them."""
+    try:
+        return tuple(textwrap.dedent(inspect.getsource(cell.function)).rstrip().split("\n"))
+    except (OSError, TypeError):
+        return ()
+
+
+def _lines(code: tuple[str, ...]) -> dict[str, int]:
+    """The line where each variable is last set, and that of "return"."""
+    made: dict[str, int] = {}
+    for node in ast.walk(ast.parse("\n".join(code))) if code else ():
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            made[node.id] = max(node.lineno, made.get(node.id, 0))
+        elif isinstance(node, ast.Return):
+            made["return"] = node.lineno
+    return made
 
 
 def gate_meanings(cell: Cell) -> tuple[tuple[str, str], ...]:

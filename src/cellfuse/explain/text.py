@@ -245,21 +245,22 @@ class _Writer:
             for claim in claims:
                 lines += wrap(self.own(claim), "    ")
                 lines += wrap_code(claim.code, "      >>> ", "      ... ")
-                lines += wrap(self._result(claim), "      ")
+                lines += wrap(result_of_claim(claim, LANGUAGES[self.place]), "      ")
         return lines + self._helpers()
-
-    def _result(self, claim: Claim) -> str:
-        if claim.holds is None:
-            return self.say("not run")
-        if claim.holds:
-            return "True"
-        key = "by chance" if claim.is_generic else "rounding"
-        return f"False  # {self.say(key)}" if claim.is_generic or "close(" in claim.code else "False"
 
     def _helpers(self) -> list[str]:
         """What the names in the code are."""
         code = " ".join(claim.code for claim in self.facts.claims)
-        names = ("close", "by_hand", "swapped", "in_training", "padded", "pack_padded_sequence")
+        names = (
+            "close",
+            "by_hand",
+            "swapped",
+            "in_training",
+            "merged",
+            "with_dropout",
+            "padded",
+            "pack_padded_sequence",
+        )
         used = [name for name in names if re.search(rf"\b{name}\b", code)]
         if "padded" in used and "pack_padded_sequence" not in used:
             used.append("pack_padded_sequence")
@@ -284,6 +285,17 @@ class _Writer:
         if facts.kind != "step" and self.sizes["L"] * self.sizes["T"] > 1:
             lines += wrap(self.say(f"note chain {'two' if self.sizes['D'] == 2 else 'one'}"), "  ")
         return lines
+
+
+def result_of_claim(claim: Claim, lang: str) -> str:
+    """What Python answers, and why where it is not True."""
+    place = LANGUAGES.index(lang)
+    if claim.holds is None:
+        return say("not run")[place]
+    if claim.holds:
+        return "True"
+    key = "by chance" if claim.is_generic else "rounding"
+    return f"False  # {say(key)[place]}" if claim.is_generic or "close(" in claim.code else "False"
 
 
 def text_of(facts: Explanation, lang: str) -> str:

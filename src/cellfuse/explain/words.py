@@ -211,6 +211,14 @@ WORDS: dict[str, Words] = {
     "helper in_training": Words(
         "in_training(layer): after layer.train()", "in_training(layer)：layer.train() 之后"
     ),
+    "helper merged": Words(
+        "merged(layer): a copy with every bias_hh added to bias_ih and then set to zero",
+        "merged(layer)：复制一份，把每个 bias_hh 加进 bias_ih 再置零",
+    ),
+    "helper with_dropout": Words(
+        "with_dropout(layer): the layer with dropout=0.5, after layer.train()",
+        "with_dropout(layer)：dropout=0.5 的同一层，layer.train() 之后",
+    ),
     "helper padded": Words(
         "padded, lengths = pad_packed_sequence(output)", "padded, lengths = pad_packed_sequence(output)"
     ),
@@ -372,6 +380,25 @@ WORDS: dict[str, Words] = {
         "proj_size={P}: {narrow} is {P} wide, {wide} stays {H} wide.",
         "proj_size={P}：{narrow} 的宽度是 {P}，{wide} 仍是 {H}。",
     ),
+    "biases one": Words(
+        "The two biases of each gate, b and d, meet in one sum: moving d into b changes nothing.",
+        "每个门的两个偏置 b 和 d 加在同一个和里：把 d 并入 b 不改变任何结果。",
+    ),
+    "biases apart": Words(
+        "The two biases b and d are not redundant for {gates}: there they are not in the same sum (see the "
+        "equations), so moving d into b changes the result.",
+        "对 {gates} 来说两个偏置 b 和 d 并不重复：它们不在同一个和里（见公式），把 d 并入 b 会改变结果。",
+    ),
+    "dropout nowhere": Words(
+        "dropout acts between layers, never behind the last one. With one layer there is no such place, so "
+        "it would change nothing; put torch.nn.Dropout behind the layer instead.",
+        "dropout 只作用在层与层之间，从不在最后一层之后。只有一层时没有这样的位置，所以不起作用；"
+        "需要时在层的后面加 torch.nn.Dropout。",
+    ),
+    "dropout off": Words(
+        "dropout is 0 here. It would act between the layers, in training only.",
+        "这里 dropout 为 0。若设置，它作用在层与层之间，只在训练时。",
+    ),
     "dropout-alone": Words(
         "dropout={p} does nothing: it acts between layers, and there is only one.",
         "dropout={p} 不起作用：它只作用在层与层之间，而这里只有一层。",
@@ -431,6 +458,189 @@ WORDS: dict[str, Words] = {
         "layer below.",
         "依次：每步要等前一步；双向时还要等下面一层的所有步。",
     ),
+    # pictures
+    "picture cell": Words("One time step of {cell}", "{cell} 的一个时间步"),
+    "picture cell text": Words(
+        "The step's equations as boxes and arrows: {equations}", "这一步的公式，画成方框和箭头：{equations}"
+    ),
+    "picture rows": Words("rows {rows}", "行 {rows}"),
+    "picture x": Words("input at t", "t 的输入"),
+    "picture before": Words("state of t−1", "t−1 的状态"),
+    "picture after": Words("state to t+1", "状态，传给 t+1"),
+    "picture also output": Words("and output at t", "也是 t 的输出"),
+    "picture output only": Words("output at t", "t 的输出"),
+    "legend spine": Words(
+        "Thick: the way of a state through the step that meets no matrix.",
+        "粗线：状态穿过这一步、不经过任何矩阵的路径。",
+    ),
+    "legend step": Words(
+        "Boxes with rows hold weights; every time step uses the same ones.",
+        "标有行号的方框含权重；所有时间步共用。",
+    ),
+    "picture stack": Words("{title} over time", "{title} 沿时间展开"),
+    "picture stack text": Words(
+        "Time runs to the right, layers upwards. Input {input}, output {output}; {names} {states}.",
+        "时间向右，层向上。input {input}，output {output}；{names} {states}。",
+    ),
+    "picture layer": Words("Layer {layer} of {title} over time", "{title} 的第 {layer} 层，沿时间展开"),
+    "way 0": Words("forward", "正向"),
+    "way 1": Words("reverse", "反向"),
+    "box x": Words(
+        "x[{t}]: the input at t={t}, [{axes}] = {shape}", "x[{t}]：t={t} 的输入，[{axes}] = {shape}"
+    ),
+    "box cell": Words(
+        "layer {layer}, {way}, t={t}: one step of {cell}; its state is {shape}",
+        "第 {layer} 层，{way}，t={t}：{cell} 的一步；状态的形状是 {shape}",
+    ),
+    "box join": Words(
+        "layer {layer} at t={t}: both directions' outputs side by side, {shape}; both directions of the "
+        "layer above read all of it",
+        "第 {layer} 层在 t={t}：两个方向的输出并排拼接，{shape}；上面一层的两个方向都读取全部",
+    ),
+    "box out": Words(
+        "output at t={t}: {shape}, of the last layer only", "t={t} 的 output：{shape}，只来自最后一层"
+    ),
+    "box half": Words("{way}: features {part} at t={t}", "{way}：t={t} 的特征 {part}"),
+    "box final": Words(
+        "{name}[{k}]: {state} of layer {layer}, {way}, after t={t}, {shape}",
+        "{name}[{k}]：第 {layer} 层{way}在 t={t} 之后的{state}，{shape}",
+    ),
+    "box start": Words(
+        "the states of layer {layer}, {way}, before its first step t={t}",
+        "第 {layer} 层{way}在第一步 t={t} 之前的状态",
+    ),
+    "box below": Words("layer {layer}", "第 {layer} 层"),
+    "box gap": Words("{n} steps", "{n} 步"),
+    "box gap title": Words("{n} time steps in the same way", "同样的 {n} 个时间步"),
+    "box layers": Words(
+        "… {n} layers of the same shape: {first} to {last} …",
+        "…… 形状相同的 {n} 层：第 {first} 到 {last} 层 ……",
+    ),
+    "lane": Words("layer {layer} {sign}", "第 {layer} 层 {sign}"),
+    "sieve": Words("dropout {p}", "dropout {p}"),
+    "legend solid": Words("Solid, →: forward direction, from t=0 on.", "实线，→：正向，从 t=0 开始。"),
+    "legend dashed": Words(
+        "Dashed, ←: reverse direction, from t={last} to t=0; its last state leaves at t=0.",
+        "虚线，←：反向，从 t={last} 到 t=0；它的最后状态在 t=0 处离开。",
+    ),
+    "legend k": Words("k = layer · {D} + direction.", "k = 层号 · {D} + 方向。"),
+    "picture gates": Words("{title}: values over time on {what}", "{title}：在{what}上各时间步的数值"),
+    "picture gates text": Words(
+        "Heat maps of the first sequence: one row for each of up to 16 units, time to the right.",
+        "第一条序列的热图：每行一个单元（最多 16 个），时间向右。",
+    ),
+    "gates lane": Words("layer {layer}, {way}", "第 {layer} 层，{way}"),
+    "gates gate": Words("mean {mean} · <0.1 {low} · >0.9 {high}", "平均 {mean} · <0.1 {low} · >0.9 {high}"),
+    "gates half-life": Words("half-life of {state} {n} steps", "{state} 的半衰期 {n} 步"),
+    "gates value": Words(
+        "mean {mean} · colours from −{high} to {high}", "平均 {mean} · 颜色从 −{high} 到 {high}"
+    ),
+    "gates note": Words(
+        "First sequence, up to 16 units and 100 columns (means of several steps if there are more); numbers "
+        "over up to 8 sequences and 64 units.",
+        "第一条序列，最多 16 个单元、100 列（步数更多时取平均）；数字取自最多 8 条序列、64 个单元。",
+    ),
+    "scale gate": Words("colours of gates, 0 to 1", "门的颜色，从 0 到 1"),
+    "scale value": Words("colours of other values, negative to positive", "其他数值的颜色，从负到正"),
+    "padded": Words("padding: nothing is computed here", "填充：这里什么也不计算"),
+    "picture ragged": Words("{title}: packed sequences", "{title}：打包的序列"),
+    "picture ragged text": Words(
+        "A row for each sequence; {n} valid steps in all.", "每行一条序列；共 {n} 个有效步。"
+    ),
+    "ragged row": Words("b={b}, {n} steps", "b={b}，{n} 步"),
+    "ragged step": Words("sequence {b}, t={t}: valid", "序列 {b}，t={t}：有效"),
+    "ragged forward": Words(
+        "→ thick frame: the forward direction's last state, at each sequence's own last valid step.",
+        "→ 粗框：正向的最后状态，在每条序列自己的最后一个有效步。",
+    ),
+    "ragged reverse": Words(
+        "← thick dashed frame: the reverse direction's last state, at t=0.",
+        "← 粗虚线框：反向的最后状态，在 t=0。",
+    ),
+    "ragged padding": Words(
+        "Hatched: padding. Nothing is computed there; padded has zeros.",
+        "斜线：填充。那里什么也不计算；padded 里是零。",
+    ),
+    "ragged more": Words("… and {n} more sequences.", "…… 还有 {n} 条序列。"),
+    "picture shapes": Words("{title}: shapes", "{title}：形状"),
+    "shape own": Words("batch_first={value} (yours)", "batch_first={value}（你的）"),
+    "shape other": Words("batch_first={value}", "batch_first={value}"),
+    "shape swapped": Words("T and B change places", "T 和 B 互换"),
+    "shape same": Words("stays as it is", "不变"),
+    "shape unbatched": Words(
+        "One sequence without a batch axis: batch_first has no effect.",
+        "单条序列，没有批量维：batch_first 不起作用。",
+    ),
+    "shape packed": Words(
+        "Packed: one axis S of all valid steps; batch_first has no effect.",
+        "打包：所有有效步排成一维 S；batch_first 不起作用。",
+    ),
+    "shape step": Words("One time step: no axis of time.", "一个时间步：没有时间维。"),
+    "shape weights": Words("The parameters, one block of rows for each gate", "参数，每个门一块行"),
+    "shape more": Words(
+        "… and {n} more of the same kind, for the other layers and directions.",
+        "…… 其他层和方向还有同类的 {n} 个。",
+    ),
+    "axis T": Words("T: time steps", "T：时间步"),
+    "axis B": Words("B: sequences in the batch", "B：批量中的序列"),
+    "axis I": Words("I: input features", "I：输入特征"),
+    "axis S": Words("S: valid steps of all sequences", "S：所有序列的有效步"),
+    "axis H": Words("H: hidden units", "H：隐藏单元"),
+    "axis P": Words("P: units of the projected state", "P：投影后的单元"),
+    "axis features": Words(
+        "D*H or D*P: both directions' features side by side", "D*H 或 D*P：两个方向的特征并排"
+    ),
+    "axis stack": Words("L or L*D: one entry for every layer and direction", "L 或 L*D：每层、每个方向一项"),
+    # the page
+    "page theme": Words("Light / dark", "浅色 / 深色"),
+    "page lead": Words(
+        "{shapes}. Every statement below was run on {what}.", "{shapes}。下面每个结论都在{what}上运行过。"
+    ),
+    "page map": Words("The layers over time", "沿时间展开的各层"),
+    "page t": Words("time step t", "时间步 t"),
+    "page back": Words("◀ step", "◀ 上一步"),
+    "page play": Words("Play: what waits for what", "播放：谁等谁"),
+    "page next": Words("step ▶", "下一步 ▶"),
+    "page keys": Words("Keys", "键盘操作"),
+    "page keys text": Words(
+        "In the map: arrows go to the nearest box, Home and End to the ends of its row, Enter chooses the "
+        "box and its time step, Space plays or stops. Esc closes, ? opens this.",
+        "在图中：方向键移到最近的方框，Home 和 End 到本行两端，Enter 选中方框及其时间步，空格播放或停止。"
+        "Esc 关闭，? 打开本说明。",
+    ),
+    "page questions": Words("Questions, answered by pointing", "问题：指给你看"),
+    "page cell": Words("The cell: one time step", "循环单元（cell）：一个时间步"),
+    "page equations": Words("Equations", "公式"),
+    "page code": Words("The code", "代码"),
+    "page lane": Words("layer and direction", "层和方向"),
+    "page unit": Words("unit", "单元"),
+    "page lit": Words("Lit in the picture:", "图中高亮："),
+    "page shapes": Words("Shapes", "形状"),
+    "page ragged": Words("Packed sequences", "打包的序列"),
+    "page gates": Words("Gates and states over time", "门和状态随时间的变化"),
+    "page counts": Words("How much", "多少"),
+    "question output": Words("What is output, and what is {names}?", "output 是什么，{names} 又是什么？"),
+    "question reverse": Words("Where is the reverse direction's last state?", "反向的最后状态在哪里？"),
+    "question order": Words("In which order are the entries of {first}?", "{first} 的各项按什么顺序排列？"),
+    "question batch": Words("What does batch_first change?", "batch_first 改变什么？"),
+    "question padding": Words(
+        "Where is the last valid step of padded sequences?", "有填充时，最后一个有效步在哪里？"
+    ),
+    "question biases": Words("Why are there two biases?", "为什么有两个偏置？"),
+    "question halves": Words("Which half of output is which direction?", "output 的哪一半是哪个方向？"),
+    "question initial": Words("What comes before the first step?", "第一步之前是什么？"),
+    "question variant": Words("Which version of the equations is this?", "这是公式的哪个版本？"),
+    "question dropout": Words("Where does dropout act?", "dropout 作用在哪里？"),
+    "question pieces": Words("Can the sequence be run in pieces?", "序列能分段运行吗？"),
+    "note one way": Words(
+        "This layer has one direction: output holds it alone, and there is no second half.",
+        "这一层只有一个方向：output 里只有它，没有第二个一半。",
+    ),
+    "note biases": Words(
+        "This layer does not have two biases for every gate: see the parameters.",
+        "这一层并非每个门都有两个偏置：见参数。",
+    ),
+    "note no padding": Words("There is no padding here.", "这里没有填充。"),
     # models
     "model others": Words("Other parts", "其他部分"),
     "model itself": Words("(itself)", "（自身）"),

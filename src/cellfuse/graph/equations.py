@@ -6,6 +6,7 @@ The user's own variable names stand on the left; everything without a name is wr
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cellfuse.graph.expr import Expr, order
@@ -87,30 +88,60 @@ SPELLINGS: dict[str, Spelling] = {
 }
 
 
+# Called on the text of every node, with the node; what it returns is written instead.
+Mark = Callable[[Expr, str], str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One equation: `left` is the name of the node `expr`, `right` how it is computed."""
+
+    expr: Expr
+    left: str
+    right: str
+
+
 def equations(graph: Graph, style: str = "unicode") -> list[tuple[str, str]]:
     """(left, right) of every equation of a step, in the order of the computation.
 
     style: "unicode" or "latex". A state on the right is the one before this time step; new states
     and the output come last, with a prime: h′.
     """
-    names = dict(graph.names)
+    return [(row.left, row.right) for row in rows(graph, style)]
+
+
+def rows(graph: Graph, style: str = "unicode", mark: Mark | None = None) -> list[Row]:
+    """The equations with the nodes they are of; see `equations`."""
+    left = left_sides(graph, style)
+    new = _new_states(graph, style)
+    named = [expr for expr, _ in graph.names if expr not in new]
+    writer = Writer(left, style, mark, graph.has_input_bias)
+    made = []
+    for expr in order([*named, *graph.results]):
+        if expr in left and not expr.is_leaf:
+            made.append(Row(expr, left[expr], writer.computation(expr)))
+    for name, expr in graph.outputs:
+        label = "y" if name == "output" else _mark(name.removeprefix("new "), style)
+        if left.get(expr) != label and not (name == "output" and expr in new):
+            made.append(Row(expr, label, writer.value(expr)))
+    return made
+
+
+def left_sides(graph: Graph, style: str = "unicode") -> dict[Expr, str]:
+    """What stands on the left of the equation of a node, for every node that has one."""
+    states = {leaf.label for leaf in graph.of_role("state")}
+    left = {e: _variable(n + "_" if n in states else n, style) for e, n in graph.names}
+    left |= _new_states(graph, style)
+    return left | {expr: _variable(name, style) for expr, name in _repeated(graph, left).items()}
+
+
+def _new_states(graph: Graph, style: str) -> dict[Expr, str]:
+    """Nodes that are the new value of a state: h′."""
     new: dict[Expr, str] = {}
     for name, expr in graph.outputs:
         if name.startswith("new "):
             new.setdefault(expr, _mark(name.removeprefix("new "), style))
-    states = {leaf.label for leaf in graph.of_role("state")}
-    left = {e: _variable(n + "_" if n in states else n, style) for e, n in names.items()} | new
-    in_order = order([*(expr for expr in names if expr not in new), *graph.results])
-    left |= {expr: _variable(name, style) for expr, name in _repeated(graph, left).items()}
-    rows = []
-    for expr in in_order:
-        if expr in left and not expr.is_leaf:
-            rows.append((left[expr], _write(expr, left, style, graph.has_input_bias, top=True)[0]))
-    for name, expr in graph.outputs:
-        label = "y" if name == "output" else _mark(name.removeprefix("new "), style)
-        if left.get(expr) != label and not (name == "output" and expr in new):
-            rows.append((label, _write(expr, left, style, graph.has_input_bias, top=False)[0]))
-    return rows
+    return new
 
 
 def _repeated(graph: Graph, left: dict[Expr, str]) -> dict[Expr, str]:
@@ -122,8 +153,7 @@ def _repeated(graph: Graph, left: dict[Expr, str]) -> dict[Expr, str]:
     made: dict[Expr, str] = {}
     for expr in order(graph.results):
         if users.get(expr, 0) > 1 and expr not in left and not expr.is_leaf:
-            text, _ = _write(expr, left | made, "unicode", graph.has_input_bias, top=True)
-            if len(text) > 32:
+            if len(Writer(left | made, has_input_bias=graph.has_input_bias).computation(expr)) > 32:
                 made[expr] = f"u_{len(made) + 1}"
     return made
 
@@ -168,27 +198,57 @@ def _leaf(expr: Expr, style: str, has_input_bias: bool) -> tuple[str, int]:
     return _variable(f"{stem}_{gate}" if dot else stem, style), 3
 
 
-def _write(
-    expr: Expr, left: dict[Expr, str], style: str, has_input_bias: bool, *, top: bool
-) -> tuple[str, int]:
-    """Text of an expression and how tightly it binds."""
-    if expr in left and not top:
-        return left[expr], 3
-    if expr.op == "input":
-        return _leaf(expr, style, has_input_bias)
-    if expr.op == "constant":
-        return _number(expr.value, style)
-    if expr.op == "size":
-        return expr.label, 3
-    if expr.op == "expand":  # not written, so it holds together as its value does
-        return _write(expr.args[0], left, style, has_input_bias, top=False)
-    spelling = SPELLINGS[expr.op]
-    parts = []
-    for place, arg in enumerate(expr.args):
-        text, binds = _write(arg, left, style, has_input_bias, top=False)
-        wanted = spelling.inside + (place == 1 and expr.op in ("sub", "div"))
-        if binds < wanted and not (expr.op == "div" and style == "latex"):
-            text = f"({text})" if style == "unicode" else rf"\left({text}\right)"
-        parts.append(text)
-    template = spelling.unicode if style == "unicode" else spelling.latex
-    return template.format(*parts), spelling.binds
+class Writer:
+    """Writes expressions; nodes in `left` are written as their names.
+
+    Attributes:
+        left: the nodes that have a name.
+        style: "unicode" or "latex".
+        mark: see `Mark`.
+        has_input_bias: see `Graph`.
+    """
+
+    def __init__(
+        self,
+        left: dict[Expr, str],
+        style: str = "unicode",
+        mark: Mark | None = None,
+        has_input_bias: bool = True,
+    ) -> None:
+        self.left, self.style, self.mark, self.has_input_bias = left, style, mark, has_input_bias
+
+    def value(self, expr: Expr) -> str:
+        """A node's name, or how it is computed if it has none."""
+        return self._write(expr, top=False)[0]
+
+    def computation(self, expr: Expr) -> str:
+        """How a node is computed."""
+        return self._write(expr, top=True)[0]
+
+    def _write(self, expr: Expr, *, top: bool) -> tuple[str, int]:
+        """Text of an expression and how tightly it binds."""
+        text, binds = self._plain(expr, top)
+        return (text if self.mark is None else self.mark(expr, text)), binds
+
+    def _plain(self, expr: Expr, top: bool) -> tuple[str, int]:
+        is_unicode = self.style == "unicode"
+        if expr in self.left and not top:
+            return self.left[expr], 3
+        if expr.op == "input":
+            return _leaf(expr, self.style, self.has_input_bias)
+        if expr.op == "constant":
+            return _number(expr.value, self.style)
+        if expr.op == "size":
+            return expr.label, 3
+        if expr.op == "expand":  # not written, so it holds together as its value does
+            return self._write(expr.args[0], top=False)
+        spelling = SPELLINGS[expr.op]
+        parts = []
+        for place, arg in enumerate(expr.args):
+            text, binds = self._write(arg, top=False)
+            wanted = spelling.inside + (place == 1 and expr.op in ("sub", "div"))
+            if binds < wanted and not (expr.op == "div" and not is_unicode):
+                text = f"({text})" if is_unicode else rf"\left({text}\right)"
+            parts.append(text)
+        template = spelling.unicode if is_unicode else spelling.latex
+        return template.format(*parts), spelling.binds
