@@ -1,4 +1,4 @@
-"""Draw docs/cell-to-layer.svg, the README's picture: a cell's own text, its equations, its layer.
+"""Draw the README's pictures: a cell's own text, its equations and its layer; two layers in two directions.
 
 `python scripts/draw_readme.py` writes both languages. Text and equations are read from the cell, so the
 picture cannot say anything else than the code; a test draws it again and compares.
@@ -116,6 +116,15 @@ def picture(lang):
     return "\n".join([*made, "</svg>", ""])
 
 
+def stack(lang):
+    """A bidirectional LSTM of two layers, as `explain` draws it."""
+    layer = cf.LSTM(10, 20, num_layers=2, bidirectional=True)
+    return cf.explain(layer, seq_len=4, batch=3).picture("stack", lang=lang).svg
+
+
+PICTURES = {"cell-to-layer": picture, "stack": stack}
+
 if __name__ == "__main__":
-    for lang, suffix in (("en", ""), ("zh", ".zh-CN")):
-        (DOCS / f"cell-to-layer{suffix}.svg").write_text(picture(lang), encoding="utf-8")
+    for name, draw in PICTURES.items():
+        for lang, suffix in (("en", ""), ("zh", ".zh-CN")):
+            (DOCS / f"{name}{suffix}.svg").write_text(draw(lang), encoding="utf-8")

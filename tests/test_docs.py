@@ -241,10 +241,10 @@ def script(name):
 
 
 def test_the_picture_is_drawn_from_the_code():
-    module = script("draw_readme")
-    for lang, suffix in (("en", ""), ("zh", ".zh-CN")):
-        file = ROOT / f"docs/cell-to-layer{suffix}.svg"
-        assert file.read_text(encoding="utf-8") == module.picture(lang), "run scripts/draw_readme.py"
+    for name, draw in script("draw_readme").PICTURES.items():
+        for lang, suffix in (("en", ""), ("zh", ".zh-CN")):
+            file = ROOT / f"docs/{name}{suffix}.svg"
+            assert file.read_text(encoding="utf-8") == draw(lang), "run scripts/draw_readme.py"
 
 
 @pytest.mark.parametrize("lang", GUIDE)
