@@ -70,7 +70,8 @@ def run_block(block, names):
 
 
 @pytest.mark.parametrize("document", BOTH, ids=lambda path: path.name)
-def test_code_runs_and_gives_what_the_document_says(document):
+def test_code_runs_and_gives_what_the_document_says(document, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         values = run_document(document.read_text(encoding="utf-8"))

@@ -41,8 +41,6 @@ def _why_not(case: Case) -> str:
     if is_forward_ad_active():
         return "CPU kernels have no forward-mode derivative"
     is_compiling = torch.compiler.is_compiling()
-    if torch.jit.is_tracing():
-        return "torch.jit.trace records torch's operators only"
     if torch.is_autocast_enabled("cpu") and input.dtype != torch.float64:  # which autocast leaves alone
         return "autocast asks for a lower precision, which CPU kernels do not have"
     if not is_compiling and is_dispatch_mode_active():
@@ -52,7 +50,9 @@ def _why_not(case: Case) -> str:
     for name, value in case.tensors():
         if value.dtype != input.dtype or value.device != input.device:
             return f"{name} is {value.dtype} on {value.device}, the input {input.dtype} on {input.device}"
-        if not is_compiling and type(value) not in (Tensor, torch.nn.Parameter):
+        if is_compiling:  # torch.compile gives the operator plain memory
+            continue
+        if type(value) not in (Tensor, torch.nn.Parameter):
             return f"{name} is a {type(value).__name__}, which may not be plain memory"
         if value.layout is not torch.strided or value.is_neg():
             return f"{name} is a {value.layout} or negated view, which is not plain memory"
