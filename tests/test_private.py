@@ -63,3 +63,11 @@ def test_bfloat16_lstm_runs_where_onednn_says_so_and_fails_where_not():
         else:
             with pytest.raises(RuntimeError):
                 layer(x)
+
+
+def test_hooks_for_all_modules_are_seen():
+    assert not private.has_global_hooks()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert private.has_global_hooks()
+    handle.remove()
+    assert not private.has_global_hooks()
