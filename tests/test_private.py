@@ -78,3 +78,11 @@ def test_float16_lstm_runs_where_it_was_seen_to(is_autocast, needs_grad):
         elif is_autocast:
             with pytest.raises(RuntimeError):
                 layer(x)
+
+
+def test_hooks_for_all_modules_are_seen():
+    assert not private.has_global_hooks()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert private.has_global_hooks()
+    handle.remove()
+    assert not private.has_global_hooks()

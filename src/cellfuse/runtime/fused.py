@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cellfuse.cell import Cell
-from cellfuse.codegen.cpu.compile import Kernel
+from cellfuse.codegen.cpu.compile import Kernel, StepKernel
 from cellfuse.codegen.cpu.layout import Layout, Sizes
 from cellfuse.codegen.cpu.target import host
 from cellfuse.codegen.lower import lower
@@ -67,6 +67,7 @@ class Fused:
         matrices = len(self.columns.matrices)
         self._work = sum(self.widths) * (8 + matrices * sizes.hidden // sizes.heads)
         self._lock = threading.Lock()
+        self._step: StepKernel | None = None
 
     def _kernel(self, loop: str) -> Kernel:
         """The kernel with a loop, compiled at first use; training needs two loops, inference one."""
@@ -77,6 +78,13 @@ class Fused:
             if loops not in self._kernels:
                 self._kernels[loops] = Kernel(self.layout, loops)
             return self._kernels[loops]
+
+    def step_kernel(self) -> StepKernel:
+        """The kernel of one time step, compiled at first use."""
+        with self._lock:
+            if self._step is None:
+                self._step = StepKernel(self.layout)
+            return self._step
 
     def working_memory(self, kernel: Kernel, loop: str, batch: int) -> tuple[list[tuple[int, int]], int]:
         """((slot, offset in bytes) ..., numbers in all) of what a call needs for itself."""

@@ -69,6 +69,11 @@ def is_dispatch_mode_active() -> bool:
     return bool(torch._C._len_torch_dispatch_stack())
 
 
+def has_global_hooks() -> bool:
+    """Whether hooks for all modules are registered."""
+    return bool(torch.nn.modules.module._has_any_global_hook())
+
+
 def below_autograd() -> Any:
     """A context in which operators are called without their autograd kernels."""
     return torch._C._AutoDispatchBelowAutograd()

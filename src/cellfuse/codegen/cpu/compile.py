@@ -10,6 +10,7 @@ import llvmlite.binding as llvm
 from cellfuse.codegen import cache
 from cellfuse.codegen.cpu.emit import LOOPS, Emitted, emit
 from cellfuse.codegen.cpu.layout import Layout
+from cellfuse.codegen.cpu.step import emit_step
 from cellfuse.codegen.cpu.target import Target, features
 
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # such calls release Python's lock
@@ -33,12 +34,30 @@ class Kernel:
     def __init__(self, layout: Layout, loops: tuple[str, ...] = LOOPS) -> None:
         self.layout = layout
         self.emitted: Emitted = emit(layout, loops)
-        text, target = self.emitted.text, layout.target
-        parts = (text, llvm.get_host_cpu_name(), features(target), str(llvm.llvm_version_info))
-        self._engine = _link(cache.load(parts, lambda: object_code(text, target)), target)
+        self._engine = _load(self.emitted.text, layout.target)
         address = self._engine.get_function_address
         self.run = {name: _FUNCTION(address(f"run_{name}")) for name in loops}
         self.pack = {name: _FUNCTION(address(f"pack_{name}")) for name in loops}
+
+
+class StepKernel:
+    """The compiled single step of a program.
+
+    Attributes:
+        scratch: numbers of working memory.
+        gathered: numbers for each row of sums over units that are being made.
+        run: takes the address of a table of `layout.step_slots`.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        text, self.scratch, self.gathered = emit_step(layout)
+        self._engine = _load(text, layout.target)
+        self.run = _FUNCTION(self._engine.get_function_address("run_step"))
+
+
+def _load(text: str, target: Target) -> llvm.ExecutionEngine:
+    parts = (text, llvm.get_host_cpu_name(), features(target), str(llvm.llvm_version_info))
+    return _link(cache.load(parts, lambda: object_code(text, target)), target)
 
 
 def _machine(target: Target) -> llvm.TargetMachine:

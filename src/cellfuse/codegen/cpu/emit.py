@@ -40,7 +40,7 @@ def emit(layout: Layout, loops: tuple[str, ...] = LOOPS) -> Emitted:
     module = Module(layout.bits, layout.lanes)
     weights, scratch, gathered, widths = {}, 0, 0, set()
     for name in loops:
-        loop = _LoopText(module, layout, name)
+        loop = LoopText(module, layout, name)
         tilings = [t for each in loop.tilings.values() for t in each]
         widths |= {width for tiling in tilings for width in tiling.tiles}
         products.emit_pack(module, layout, name, tilings)
@@ -53,8 +53,10 @@ def emit(layout: Layout, loops: tuple[str, ...] = LOOPS) -> Emitted:
     return Emitted(zeros + str(module), weights, scratch, gathered * layout.lanes)
 
 
-class _LoopText:
+class LoopText:
     """One loop over time."""
+
+    packed: str
 
     def __init__(self, module: Module, layout: Layout, name: str) -> None:
         self.layout, self.name = layout, name
@@ -235,30 +237,28 @@ class _LoopText:
             block = code.let(f"select i1 {self.is_odd}, i64 {back}, i64 {counter.index}")
             with code.loop(self.first_row, self.last_row, ROWS) as piece:
                 rows = code.smaller(code.sub(self.last_row, piece.index), ROWS)
-                for tiling in tilings:
-                    operands: dict[products.Part, tuple[str, Int]] = {}
-                    for part in tiling.parts:
-                        column: Int = part.column
-                        if part.is_by_head:
-                            head = code.let(f"udiv i64 {block}, {per_group // vectors}")
-                            column = code.add(column, code.mul(head, per_group * code.lanes))
-                        address = code.at(self._row(part.place, piece.index), column)
-                        operands[part] = (address, self._row_stride(part.place))
-                    products.emit_product(
-                        code,
-                        tiling,
-                        block,
-                        rows,
-                        operands,
-                        self.packed,
-                        self.pointers["scratch"],
-                        scratch_step,
-                    )
+                self._products(each, block, piece.index, rows, scratch_step)
                 with code.loop(0, rows) as row, code.loop(0, vectors) as vector:
                     place = code.add(code.mul(block, vectors), vector.index)
                     line = code.at(self.pointers["scratch"], code.mul(row.index, scratch_step))
                     line = code.at(line, code.mul(vector.index, code.lanes))
                     self._vector(each, str(code.add(piece.index, row.index)), place, line)
+
+    def _products(self, each: Map, block: str, first_row: str, rows: str, scratch_step: int) -> None:
+        """The results of one block of columns for some rows, to the scratch memory."""
+        code, layout = self.code, self.layout
+        per_group = layout.vectors(each.axis)
+        for tiling in self.tilings[id(each)]:
+            operands: dict[products.Part, tuple[str, Int]] = {}
+            for part in tiling.parts:
+                column: Int = part.column
+                if part.is_by_head:
+                    head = code.let(f"udiv i64 {block}, {per_group // tiling.vectors}")
+                    column = code.add(column, code.mul(head, per_group * code.lanes))
+                address = code.at(self._row(part.place, first_row), column)
+                operands[part] = (address, self._row_stride(part.place))
+            scratch = self.pointers["scratch"]
+            products.emit_product(code, tiling, block, rows, operands, self.packed, scratch, scratch_step)
 
     def _vector(self, each: Map, row: str, place: Int, scratch: str) -> None:
         """The work on one vector of units of one row."""
@@ -296,7 +296,7 @@ class _LoopText:
 class _Values:
     """The values of one vector of units, or of one row's numbers: computed, or read from their places."""
 
-    def __init__(self, text: _LoopText, row: str, unit: Int) -> None:
+    def __init__(self, text: LoopText, row: str, unit: Int) -> None:
         self.text, self.code, self.row, self.unit = text, text.code, row, unit
         self.made: dict[Expr, str] = {}
 

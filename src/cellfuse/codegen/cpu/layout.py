@@ -26,6 +26,8 @@ NUMBERS = (
     "starts",  # pointer to T + 1 numbers: row of each time step in buffers of rows "time"
 )
 
+OF_USER = ("matrix", "diagonal", "bias", "parameter")  # roles of the leaves that are parts of weights
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -105,6 +107,21 @@ class Layout:
         names += ["infer_weights", "forward_weights", "backward_weights", "scratch", "gathered"]
         names += [leaf.label for leaf in self.program.step.of_role("matrix")]
         return {name: slot for slot, name in enumerate(names)}
+
+    @cached_property
+    def step_slots(self) -> dict[str, int]:
+        """Position of each number and pointer among the arguments of `step`, most of them a user's tensors.
+
+        States before and after the step, [B, width], and memory of their padded form; the output; the
+        input and its product's weight and bias; matrices, biases and parameters by label.
+        """
+        names = ["batch", "input_size", "input", "y", "weight_ih", "bias_ih", "bias", "scratch", "gathered"]
+        names += ["products", "parameters", "constants", "output", "infer_temp", "infer_numbers"]
+        for column in range(len(self.program.buffers["states"].columns)):
+            names += [f"{pad}{which}.{column}" for pad in ("", "padded ") for which in ("before", "after")]
+        names += [leaf.label for leaf in self.program.step.inputs if leaf.role in OF_USER]
+        names += [label for label, _ in self.program.moved]
+        return {name: slot for slot, name in enumerate(dict.fromkeys(names))}
 
     def is_state(self, place: Place) -> bool:
         """Whether a place is a column of the states."""

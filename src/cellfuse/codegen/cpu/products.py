@@ -302,7 +302,7 @@ def _strips(code: Code, layout: Layout, tiling: Tiling, name: str) -> Iterator[s
                     term = terms[k]
                     matrix = code.slot("%slots", layout.slots[term.matrix.label], "ptr")
                     for head, start in enumerate(starts[k]):
-                        place = _source(code, layout, term, axis, group.index, first, head)
+                        place = within_matrix(code, layout, term, axis, group.index, first, head)
                         source, by_unit, by_k, length = place
                         target = code.at(panel, (tile_start * tiling.depth + start * width + within) * lanes)
                         yield (
@@ -334,7 +334,7 @@ def _tile_of(tiling: Tiling, vector: int) -> tuple[int, int, int]:
     raise AssertionError("a vector outside of the tiles")
 
 
-def _source(code: Code, layout: Layout, term, axis: str, group: str, first: Int, head: int):  # type: ignore[no-untyped-def]
+def within_matrix(code: Code, layout: Layout, term, axis: str, group: str, first: Int, head: int):  # type: ignore[no-untyped-def]
     """(offset of the first number, step from unit to unit, step along k, length) in the user's matrix."""
     operand_axis = term.operand.shape[0]
     length = layout.units(operand_axis)
