@@ -44,6 +44,8 @@ class Layer(nn.RNNBase):
         num_heads: N, blocks of a block-diagonal recurrence, for a cell that has one.
         device, dtype: of the parameters.
         backend: "auto", or the name of one backend, which then runs or says why it cannot.
+        recompute: training keeps only the states of all time steps; the backward pass makes the rest
+            again. Less memory, slower. Refused where no CPU kernel runs: see `why_not`.
 
     Parameters are named and laid out as torch.nn names them: weight_ih_l{k} [G*H, I] (D*H columns for
     k > 0), weight_hh_l{k} [G*H, H] ([G*H] if diagonal, [G*H, H/N] in blocks), bias_ih_l{k}, bias_hh_l{k}
@@ -57,6 +59,7 @@ class Layer(nn.RNNBase):
     """
 
     cell: Cell
+    recompute = False  # of layers that were saved or converted without it
 
     def __init__(
         self,
@@ -74,12 +77,14 @@ class Layer(nn.RNNBase):
         *,
         num_heads: int = 1,
         backend: str = "auto",
+        recompute: bool = False,
     ) -> None:
         # Not RNNBase's own: it knows three cells only. It is the base for `isinstance` in users' code.
         nn.Module.__init__(self)
         arguments.check_dropout(dropout)
         arguments.check_type("bias", bias, bool)
         arguments.check_type("batch_first", batch_first, bool)
+        arguments.check_type("recompute", recompute, bool)
         arguments.check_cell(cell)
         arguments.check_sizes(input_size, hidden_size)
         arguments.check_layers(num_layers)
@@ -101,6 +106,7 @@ class Layer(nn.RNNBase):
         self.proj_size = int(proj_size)
         self.num_heads = int(num_heads)
         self.backend = backend
+        self.recompute = recompute
         for block in self._blocks():
             for slot in block.slots:
                 value = torch.empty(slot.shape, device=device, dtype=dtype)
@@ -230,6 +236,7 @@ class Layer(nn.RNNBase):
         text = f"{self.input_size}, {self.hidden_size}"
         defaults: dict[str, Any] = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False}
         defaults |= {"dropout": 0.0, "bidirectional": False, "num_heads": 1, "backend": "auto"}
+        defaults["recompute"] = False
         for name, default in defaults.items():
             value = getattr(self, name)
             if value != default:
@@ -401,6 +408,7 @@ class Layer(nn.RNNBase):
             input=input,
             states=states,
             batch_sizes=batch_sizes,
+            recompute=self.recompute,
         )
 
     def _check_input(self, input: Tensor, is_packed: bool = False) -> None:

@@ -34,10 +34,11 @@ class RNN(Layer):
         dtype: Any = None,
         *,
         backend: str = "auto",
+        recompute: bool = False,
     ) -> None:
         cell = cell_of_nonlinearity(nonlinearity)
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
-        super().__init__(cell, input_size, hidden_size, *options, backend=backend)
+        super().__init__(cell, input_size, hidden_size, *options, backend=backend, recompute=recompute)
         self.nonlinearity = nonlinearity
 
 
@@ -61,9 +62,10 @@ class GRU(Layer):
         dtype: Any = None,
         *,
         backend: str = "auto",
+        recompute: bool = False,
     ) -> None:
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
-        super().__init__(gru, input_size, hidden_size, *options, backend=backend)
+        super().__init__(gru, input_size, hidden_size, *options, backend=backend, recompute=recompute)
 
 
 class LSTM(Layer):
@@ -87,10 +89,11 @@ class LSTM(Layer):
         dtype: Any = None,
         *,
         backend: str = "auto",
+        recompute: bool = False,
     ) -> None:
         cell = projected_lstm if proj_size else lstm
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
-        super().__init__(cell, input_size, hidden_size, *options, backend=backend)
+        super().__init__(cell, input_size, hidden_size, *options, backend=backend, recompute=recompute)
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
         """The shape of c, as torch.nn.LSTM's method gives it."""

@@ -22,6 +22,8 @@ from cellfuse.runtime.private import (
 
 def why_not(case: Case) -> str:
     """Why torch's operator cannot run this case; empty if it can."""
+    if case.must_recompute:
+        return "recompute=True: torch's operator keeps what it will read in the backward pass"
     input = case.input
     if not case.cell.aten:
         return f"torch has no operator for the cell {case.cell.name}"

@@ -29,6 +29,7 @@ class Case:
         input: [T, B, I], or [N, I] where `batch_sizes` is given.
         states: per state [L*D, B, H] (P for the projected one).
         batch_sizes: for packed input, how many sequences are alive at each time step.
+        recompute: keep only states for the backward pass.
     """
 
     cell: Cell
@@ -43,6 +44,13 @@ class Case:
     input: torch.Tensor
     states: tuple[torch.Tensor, ...]
     batch_sizes: torch.Tensor | None = None
+    recompute: bool = False
+
+    @property
+    def must_recompute(self) -> bool:
+        """Whether there will be a backward pass, and it is to make everything but states again."""
+        is_wanted = self.recompute and torch.is_grad_enabled()
+        return is_wanted and any(value.requires_grad for _, value in self.tensors())
 
     @property
     def step(self) -> Graph:

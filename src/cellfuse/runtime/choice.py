@@ -31,18 +31,18 @@ def choose(case: Case, backend: str = "auto") -> str:
     """Name of the backend that runs the case: the first that can, or the one asked for.
 
     Raises:
-        BackendError: the one asked for cannot; says why.
+        BackendError: the one asked for cannot, or none can; says why.
     """
     if backend != "auto":
         why = BACKENDS[backend].why_not(case)
         if why:
             raise BackendError(f"backend={backend!r} cannot run this: {why}. Use backend='auto'.")
         return backend
-    return next(
-        name
-        for name, module in BACKENDS.items()
-        if not module.why_not(case) and not _why_rather_not(name, case)
-    )
+    for name, module in BACKENDS.items():
+        if not module.why_not(case) and not _why_rather_not(name, case):
+            return name
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons(case).items())
+    raise BackendError(f"no backend can run this: {why}")
 
 
 def run(case: Case, backend: str = "auto") -> Result:

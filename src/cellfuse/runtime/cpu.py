@@ -65,7 +65,7 @@ def why_rather_not(case: Case) -> str:
     oneDNN's LSTM runs at the processor's limit. Measured on Zen 4 with T = 100: ours takes 0.94 to 1.1
     times as long from two sequences on; with one and 128 units or more it is 1.1 to 1.4 times as fast.
     """
-    if case.cell.aten != "lstm" or case.proj_size or case.input.dtype != torch.float32:
+    if case.must_recompute or case.cell.aten != "lstm" or case.proj_size or case.input.dtype != torch.float32:
         return ""
     if case.batch_sizes is not None or aten.why_not(case) or not torch.backends.mkldnn.is_available():
         return ""
@@ -81,6 +81,8 @@ def _why_not_compiled(case: Case) -> str:
         return "an exported program must run in other processes, where the kernel does not exist"
     if case.batch_sizes is not None:
         return "torch.compile cannot look into the lengths of packed sequences"
+    if case.must_recompute:
+        return "recompute=True has no operator for the graph of torch.compile"
     return ""
 
 
@@ -112,7 +114,7 @@ def _run_direct(
 ) -> tuple[Tensor, list[Tensor]]:
     weights = case.weights[k]
     sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
-    fused = fused_step(case.cell, case.has_bias, sizes, value.dtype)
+    fused = fused_step(case.cell, case.has_bias, sizes, value.dtype, case.must_recompute)
     call = op.Call(fused, case, _times(case, is_reverse), tuple(weights))
     return op.run(call, value, states, tuple(weights.values()))
 

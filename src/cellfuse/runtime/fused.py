@@ -52,11 +52,14 @@ class Fused:
     Args:
         has_bias: of the layer.
         dtype: float32 or float64.
+        recompute: the backward loop makes everything but the states again, input products included.
     """
 
-    def __init__(self, cell: Cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.program = lower(cell.step if has_bias else cell.step_without_bias)
+    def __init__(
+        self, cell: Cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype, recompute: bool = False
+    ) -> None:
+        self.dtype, self.recompute = dtype, recompute
+        self.program = lower(cell.step if has_bias else cell.step_without_bias, recompute=recompute)
         self.layout = Layout(self.program, sizes, 64 if dtype == torch.float64 else 32, host())
         self.columns = Columns(cell, self.layout)
         self.shapes = [leaf.shape for leaf in self.program.step.of_role("state")]
@@ -140,7 +143,7 @@ class Fused:
             if self.layout.strides.get(name) and (keep or name == "output"):
                 call.give(name, x.new_empty(rows, self.layout.strides[name]))
         stride = self.layout.strides["products"]
-        if keep or not stride:
+        if (keep and not self.recompute) or not stride:
             if stride:
                 call.give("products", linear(x, weight, bias))
             call.run(0, times.steps)
@@ -164,7 +167,8 @@ class Fused:
         ]
         if not keep:
             return output, finals, None
-        names = [n for n in ("products", "kept", "kept_numbers", "output") if n in call.tensors]
+        names = ["kept", "kept_numbers", "output"] + ["products"] * (not self.recompute)
+        names = [name for name in names if name in call.tensors]
         return output, finals, Kept(slabs, {name: call.tensors[name] for name in names})
 
     def input_weights(self, weights: Weights) -> tuple[Tensor, Tensor | None]:
@@ -259,7 +263,8 @@ class Fused:
         dx = (torch.empty_like(x) if count else torch.zeros_like(x)) if needs_x else None
         sums: dict[object, Tensor] = {}
         stride = layout.strides["gradients"]
-        chunks = self._chunks(times, max(stride, 1))
+        again = layout.strides["products"] if self.recompute else 0
+        chunks = self._chunks(times, max(stride + again, 1))
         longest = max(b - a for a, b in (times.rows(*chunk) for chunk in chunks))
         buffers = {
             name: x.new_empty(longest, layout.strides[name])
@@ -269,6 +274,8 @@ class Fused:
         before = self._operands(kept, times)
         for begin_step, end_step in reversed(chunks):
             begin, end = times.rows(begin_step, end_step)
+            if again:
+                call.give("products", linear(x[begin:end], *self.input_weights(weights)), begin)
             for name, buffer in buffers.items():
                 call.give(name, buffer, begin)
             call.run(begin_step, end_step)
@@ -319,9 +326,11 @@ class Fused:
 
 
 @lru_cache(maxsize=256)
-def fused_step(cell: Cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype) -> Fused:
+def fused_step(
+    cell: Cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype, recompute: bool = False
+) -> Fused:
     """The compiled step of a cell; kernels live as long as the process."""
-    return Fused(cell, has_bias, sizes, dtype)
+    return Fused(cell, has_bias, sizes, dtype, recompute)
 
 
 def _add(sums: dict[object, Tensor], key: object, value: Tensor) -> None:
