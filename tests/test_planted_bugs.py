@@ -34,6 +34,8 @@ def small(tmp_path):
     """A repository of one function and one test."""
     (tmp_path / "src" / "cellfuse").mkdir(parents=True)
     (tmp_path / "tests").mkdir()
+    # A package of its own: an installed cellfuse would come before a folder without __init__.py.
+    (tmp_path / "src" / "cellfuse" / "__init__.py").write_text("")
     (tmp_path / "src" / "cellfuse" / "one.py").write_text("def one():\n    return 1\n")
     (tmp_path / "tests" / "test_one.py").write_text(
         "from cellfuse.one import one\n\n\ndef test_one():\n    assert one() > 0\n"
