@@ -1,6 +1,7 @@
 """The `@cell` decorator: a cell is one function of one time step, plus the facts a reader needs.
 
-Does not run anything over time: see `cellfuse.nn` for the layer.
+Does not run anything over time: see `cellfuse.nn` for the layer. Long, because each fact that can be wrong
+has its check and its advice here, where the cell is defined.
 """
 
 from __future__ import annotations

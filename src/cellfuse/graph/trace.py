@@ -2,7 +2,8 @@
 
 A Symbol stands for one value of one time step. `torch` functions reach it through
 `__torch_function__` and are looked up by name in TORCH; whatever is not in the table is an error that
-names the line of the user's function.
+names the line of the user's function. Long, because the table and what each of its functions means in
+operations stand together, and so do the refusals of everything else.
 """
 
 from __future__ import annotations

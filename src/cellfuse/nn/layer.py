@@ -1,7 +1,7 @@
 """Layer: one cell over time, in layers and directions, with weights. torch.nn.LSTM's interface.
 
 The computation is elsewhere: `forward` checks, brings the input to [T, B, I] or to packed form, and hands
-a Case to `cellfuse.runtime`.
+a Case to `cellfuse.runtime`. Long, because all of torch.nn.RNNBase's interface is one class.
 """
 
 from __future__ import annotations
