@@ -127,7 +127,11 @@ def test_a_wrong_case_gives_status_1(small_cases, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [(["--backend", "cuda9"], "backend='cuda9'"), (["nothing"], "no case matches 'nothing'")],
+    [
+        (["--backend", "cuda9"], "backend='cuda9'"),
+        (["nothing"], "no case matches 'nothing'"),
+        (["--json", "/proc/x/y"], "--json /proc/x/y cannot"),
+    ],
 )
 def test_wrong_use_gives_status_2(arguments, text, capsys):
     assert main(["bench", *arguments]) == 2

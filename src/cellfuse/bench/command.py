@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cellfuse.errors import OptionError
+
 DESCRIPTION = """\
 Time cells against torch.nn and a hand-written loop: same weights, same input, one process, in turn,
 median. Each case is checked against float64 first; a wrong one is not timed. Ratios are the other's
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backend", default="auto", help="of our layer: auto, or one by name (auto)")
     add("--rounds", type=_at_least(2), default=15, metavar="N", help="samples of each contestant (15)")
     add("--threads", type=_at_least(1), default=1, metavar="N", help="torch's threads (1)")
-    add("--json", type=_json_file, metavar="FILE", help="append one line of JSON per case and pass")
+    add("--json", type=Path, metavar="FILE", help="append one line of JSON per case and pass")
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -44,14 +46,17 @@ def _at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def _json_file(text: str) -> Path:
-    path = Path(text)
+def _check_file(path: Path) -> None:
+    """Make the file now, not after minutes of measuring.
+
+    Raises:
+        OptionError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"{text} cannot be written: {error.strerror}") from None
-    return path
+        raise OptionError(f"--json {path} cannot be written: {error.strerror}") from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
         console.print("\n".join(CASES), highlight=False)
         return 0
     choice.check_name(args.backend)
+    if args.json:
+        _check_file(args.json)
     chosen = select(args.cases or [f"{cell}/*" for cell in HEART])
     kinds = PASSES if args.kind == "both" else (args.kind,)
     torch.set_num_threads(args.threads)
