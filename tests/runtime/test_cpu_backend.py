@@ -11,6 +11,8 @@ import cellfuse as cf
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.runtime import choice, cpu, library
 from cellfuse.runtime.fused import fused_step
+from cellfuse.runtime.kernel_call import SESSIONS
+from cellfuse.runtime.private import OpenMP, openmp
 from cellfuse.runtime.times import Times, starts
 from compare import OPTIONS, assert_as_accurate, assert_same
 
@@ -52,6 +54,8 @@ def test_packed_sequences_in_both_directions(name):
 
 def test_long_sequences_go_chunk_by_chunk(monkeypatch):
     monkeypatch.setattr("cellfuse.runtime.fused.CHUNK", 1 << 10)
+    monkeypatch.setattr("cellfuse.runtime.fused.ROWS", 10)
+    SESSIONS.clear()
     for name in ("gru", "slstm", "gru_reset_before"):
         ours, eager = pair(name, 3, 10, bidirectional=True)
         x = torch.randn(23, 3, 3, dtype=torch.float64)
@@ -235,25 +239,49 @@ def test_the_backend_is_in_the_table():
     assert next(iter(choice.BACKENDS)) == "cpu"
 
 
+@pytest.mark.parametrize("batch", [37, 3])
+@pytest.mark.parametrize("pool", ["OpenMP", "Python threads"])
 @pytest.mark.parametrize("name", ["gru", "layer_norm_lstm", "slstm"])
-def test_threads_share_the_batch(name, monkeypatch):
+def test_threads_share_the_work(name, pool, batch, monkeypatch):
     monkeypatch.setattr("cellfuse.runtime.fused._WORTH", 1)
+    monkeypatch.setattr("cellfuse.runtime.fused.CHUNK", 1 << 10)
+    monkeypatch.setattr("cellfuse.runtime.fused.ROWS", 20)
+    if pool != "OpenMP":
+        monkeypatch.setattr("cellfuse.runtime.kernel_call.openmp", lambda: None)
+    elif openmp() is None:
+        pytest.skip("torch has no OpenMP library that can be called")
     ours, eager = pair(name, 3, 10, num_layers=1, bidirectional=True)
-    x = torch.randn(9, 37, 3, dtype=torch.float64)
-    torch.set_num_threads(2)
+    x = torch.randn(9, batch, 3, dtype=torch.float64)
+    SESSIONS.clear()
+    torch.set_num_threads(3)
     try:
-        parts = fused_step(ours.cell, True, sizes_of(ours), torch.float64).parts(
-            Times(starts(9, 37), 37, False)
-        )
-        assert parts == [(0, 19), (19, 37)]
         got = results(ours, x)
         with torch.no_grad():
             output = ours(x)[0]
     finally:
         torch.set_num_threads(1)
+        SESSIONS.clear()
     for value, want in zip(got, results(eager, x), strict=True):
         assert_same(value, want, tolerance=1e-10)
     assert_same(output, got[0])
+
+
+def test_fewer_threads_than_asked_for_do_the_same(monkeypatch):
+    monkeypatch.setattr("cellfuse.runtime.fused._WORTH", 1)
+    if openmp() is None:
+        pytest.skip("torch has no OpenMP library that can be called")
+    run = OpenMP.run
+    monkeypatch.setattr(OpenMP, "run", lambda self, function, call, threads: run(self, function, call, 2))
+    ours, eager = pair("lstm", 3, 10)
+    x = torch.randn(9, 37, 3, dtype=torch.float64)
+    SESSIONS.clear()
+    torch.set_num_threads(3)
+    try:
+        got = results(ours, x)
+    finally:
+        torch.set_num_threads(1)
+    for value, want in zip(got, results(eager, x), strict=True):
+        assert_same(value, want, tolerance=1e-10)
 
 
 def sizes_of(layer):

@@ -32,11 +32,18 @@ class Outer:
     is_by_head: bool
 
 
+INPUT = Place("x", 0)  # stands for the layer's input on the right of weight_ih's product
+
+
 class Columns:
     """Of one program in one layout.
 
     Attributes:
-        outers: the large products after the loop.
+        outers: the large products after the loop that belong to matrices of the step.
+        native_outers: those of the driver, the one of weight_ih first; the others are block-diagonal.
+        targets: the weight and its first row where such a product is a whole run of rows of a gradient.
+        uses: for each weight the matrices it holds, the places of its rows among the pairs of biases, and
+            whether it is the input product's matrix.
     """
 
     def __init__(self, cell: Cell, layout: Layout) -> None:
@@ -51,8 +58,12 @@ class Columns:
         fixed = [i for i in self.program.step.inputs if i.role in ("diagonal", "bias", "parameter")]
         self.parameters = [i.label for i in fixed if i.shape]
         self.constants = [i.label for i in fixed if not i.shape]
-        self.moves = self._moves()
         self._recipes: dict[str, list[tuple[object, int, int]]] = {}
+        count = len(self.program.inputs)
+        of_input = [Outer(Place("gradients", 0), self.program.inputs, INPUT, False)] if count else []
+        self.native_outers = [*of_input, *(outer for outer in self.outers if not outer.is_by_head)]
+        self.targets = self._targets()
+        self.uses = self._uses()
 
     def _source(self, label: str) -> tuple[str, int, int]:
         """(weight, first row, rows) of a leaf; rows -1: all of it."""
@@ -67,37 +78,60 @@ class Columns:
             return stem, self.cell.gates.index(gate) * H, H
         return label, 0, -1
 
-    def _moves(self) -> list[tuple[int, int, int]]:
-        """(row in the input product's bias, row in bias_hh, rows) of the moved biases."""
-        H = self.layout.sizes.hidden
-        runs: list[tuple[int, int, int]] = []
-        into = {f"{gate}.x": place * H for place, gate in enumerate(self.program.inputs)}
-        for target, source in sorted((into[x], self.sources[bias][1]) for bias, x in self.program.moved):
-            last = runs[-1] if runs else (-1, -1, 0)
-            if runs and last[0] + last[2] == target and last[1] + last[2] == source:
-                runs[-1] = (*last[:2], last[2] + H)
-            else:
-                runs.append((target, source, H))
-        return runs
+    def _targets(self) -> dict[Outer, tuple[str, int]]:
+        found: dict[Outer, tuple[str, int]] = {}
+        if any(self._padded.values()):
+            return found
+        names = {self.sources[label][0] for outer in self.outers for label in outer.labels}
+        for name in sorted(names):
+            recipe, first = self._recipe(name), 0
+            if all(isinstance(part[0], Outer) and part[1] == 0 for part in recipe):
+                sizes = [self._rows(part[0]) for part in recipe]  # type: ignore[arg-type]
+                if sizes == [part[2] for part in recipe]:
+                    for part in recipe:
+                        found[part[0]] = (name, first)  # type: ignore[index]
+                        first += part[2]
+        if self.program.inputs:
+            found[self.native_outers[0]] = ("weight_ih", 0)
+        return found
+
+    def _rows(self, outer: Outer) -> int:
+        low, high = self.range(outer)
+        return -1 if outer.is_by_head else high - low
+
+    def range(self, outer: Outer) -> tuple[int, int]:
+        """Where the left values of a large product stand in a row of the gradients."""
+        offsets = self.layout.offsets["gradients"]
+        return offsets[outer.left.column], offsets[outer.left.column + len(outer.labels)]
+
+    def _uses(self) -> list[tuple[str, list[tuple[str, int]], list[tuple[int, int]], bool]]:
+        H, into = self.layout.sizes.hidden, dict(self.program.moved)
+        names = dict.fromkeys([*(source[0] for source in self.sources.values()), "weight_ih", "bias_ih"])
+        made = []
+        for name in names:
+            matrices = [(m, self.sources[m][1]) for m in self.matrices if self.sources[m][0] == name]
+            pairs = []
+            for k, gate in enumerate(self.program.inputs):
+                if name == "bias_ih":
+                    pairs.append((2 * k, k * H))
+                pairs += [
+                    (2 * k + 1, self.sources[bias][1])
+                    for bias, x in into.items()
+                    if x == f"{gate}.x" and self.sources[bias][0] == name
+                ]
+            is_input = name == "weight_ih" and bool(self.program.inputs)
+            if matrices or pairs or is_input:
+                made.append((name, matrices, pairs, is_input))
+        return made
+
+    def is_padded(self, shape: Shape) -> bool:
+        """Whether the kernel's memory has more numbers than the shape has units."""
+        return self._padded[shape]
 
     def leaf(self, weights: Weights, label: str) -> Tensor:
         """The part of a weight that a leaf of the step stands for."""
         name, first, count = self.sources[label]
         return weights[name] if count < 0 else weights[name].narrow(0, first, count)
-
-    def input_bias(self, weights: Weights) -> Tensor | None:
-        """The bias of the input product, with the recurrent biases that were moved to it."""
-        bias = weights.get("bias_ih")
-        if not self.moves:
-            return bias
-        recurrent = weights["bias_hh"]
-        rows = len(self.program.inputs) * self.layout.sizes.hidden
-        if self.moves == [(0, 0, rows)] and len(recurrent) == rows:
-            return recurrent if bias is None else bias + recurrent
-        bias = recurrent.new_zeros(rows) if bias is None else bias.clone()
-        for target, source, count in self.moves:
-            bias.narrow(0, target, count).add_(recurrent.narrow(0, source, count))
-        return bias
 
     # padding
 
@@ -138,13 +172,18 @@ class Columns:
 
     # gradients
 
-    def gradients(self, weights: Weights, sums: Mapping[object, Tensor]) -> dict[str, Tensor]:
+    def gradients(
+        self, weights: Weights, sums: Mapping[object, Tensor], whole: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The gradient of each weight, from the large products and the sums of rows by buffer.
 
-        Each has memory of its own: a user may change one in place.
+        Those in `whole` are ready. Each has memory of its own: a user may change one in place.
         """
         found = {}
         for name, weight in weights.items():
+            if name in whole:
+                found[name] = whole[name]
+                continue
             if name not in self._recipes:
                 self._recipes[name] = self._recipe(name)
             parts = [self._part(*source, sums) for source in self._recipes[name]]

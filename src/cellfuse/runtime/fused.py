@@ -1,10 +1,11 @@
-"""One direction of one layer on a CPU kernel: memory, calls chunk by chunk, the large products around them.
+"""One direction of one layer on a CPU kernel: its memory, and one native call for the whole sequence.
 
 No autograd here: see `op`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,24 +14,25 @@ import torch
 from torch import Tensor
 
 from cellfuse.cell import Cell
+from cellfuse.codegen.cpu import large
 from cellfuse.codegen.cpu.compile import Kernel, StepKernel
+from cellfuse.codegen.cpu.driver import OUTER
 from cellfuse.codegen.cpu.layout import Layout, Sizes
 from cellfuse.codegen.cpu.target import host
 from cellfuse.codegen.lower import lower
 from cellfuse.codegen.program import Place
 from cellfuse.runtime.case import Weights
-from cellfuse.runtime.columns import Columns, Outer
-from cellfuse.runtime.kernel_call import KernelCall
-from cellfuse.runtime.private import linear
+from cellfuse.runtime.columns import INPUT, Columns, Outer
+from cellfuse.runtime.kernel_call import SESSIONS, Session
 from cellfuse.runtime.times import Times
 
-# Bytes of a chunk of time steps: what stays in the second-level cache between the loop and the large
-# products before and after it.
-CHUNK = 1 << 20
+# A chunk of time steps is what stays in the second-level cache between the loop and the large products
+# before and after it, and has rows enough for those products to read their matrices seldom.
+CHUNK = 1 << 19  # bytes
+ROWS = 384
 
-
-# Multiplications, about 0.2 ms of them, from which on another thread is worth starting.
-_WORTH = 1 << 23
+# Multiplications, about 10 us of them, from which on another thread is worth starting.
+_WORTH = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class Fused:
         self.shapes = [leaf.shape for leaf in self.program.step.of_role("state")]
         self.widths = [self.layout.width(shape) for shape in self.shapes]
         self.size = self.layout.bits // 8
+        self.by_head = [outer for outer in self.columns.outers if outer.is_by_head]
         self._kernels: dict[tuple[str, ...], Kernel] = {}
-        self._memory: dict[tuple[str, int, int], tuple[list[tuple[int, int]], int]] = {}
         matrices = len(self.columns.matrices)
         self._work = sum(self.widths) * (8 + matrices * sizes.hidden // sizes.heads)
         self._lock = threading.Lock()
@@ -89,36 +91,133 @@ class Fused:
                 self._step = StepKernel(self.layout)
             return self._step
 
-    def working_memory(self, kernel: Kernel, loop: str, batch: int) -> tuple[list[tuple[int, int]], int]:
-        """((slot, offset in bytes) ..., numbers in all) of what a call needs for itself."""
-        key = (loop, batch, torch.get_num_threads())
-        if key not in self._memory:
-            emitted, strides = kernel.emitted, self.layout.strides
-            sizes = {name: strides[name] * batch for name in (f"{loop}_temp", f"{loop}_numbers")}
-            sizes |= {f"{loop}_weights": emitted.weights[loop]}
-            sizes |= {"scratch": emitted.scratch * torch.get_num_threads()}
-            sizes["gathered"] = emitted.gathered * batch
-            at, places = 0, []
-            for name, size in sizes.items():
-                places.append((self.layout.slots[name], at))
-                at += size * self.size + 63 & -64
-            self._memory[key] = places, at // self.size + 16
-        return self._memory[key]
+    def _session(self, loop: str, x: Tensor, times: Times, needs_x: bool = False) -> tuple[object, Session]:
+        """A session for calls of these sizes, and its key."""
+        input_size, batch, is_packed = x.shape[1], times.batch, times.batch_sizes is not None
+        threads = torch.get_num_threads()
+        if threads > 1:
+            threads = max(1, min(threads, self._multiplications(loop, x, times) // _WORTH))
+        key = (self, loop, len(x), times.steps, batch, input_size, threads, is_packed, needs_x)
+        session = SESSIONS.take(key)
+        return key, session or self._new_session(loop, x, times, threads, needs_x)
 
-    def parts(self, times: Times) -> list[tuple[int, int]]:
-        """The sequences in as many parts as threads are worth starting, which takes about 50 us."""
-        batch = times.batch
-        worth = times.steps * batch * self._work // _WORTH
-        count = min(torch.get_num_threads(), batch // 8, worth) if batch >= 16 else 1
-        size = -(-batch // max(count, 1))
-        return [(at, min(at + size, batch)) for at in range(0, batch, size)]
+    def _multiplications(self, loop: str, x: Tensor, times: Times) -> int:
+        width = self.layout.strides["products"]
+        return len(x) * (self._work + width * x.shape[1]) * (2 if loop == "backward" else 1)
 
-    def _chunks(self, times: Times, numbers: int) -> list[tuple[int, int]]:
-        """Steps in pieces of about CHUNK bytes, at `numbers` a row."""
-        size = max(1, CHUNK // max(1, times.batch * numbers * self.size))
+    def _new_session(self, loop: str, x: Tensor, times: Times, threads: int, needs_x: bool) -> Session:
+        layout, kernel, batch = self.layout, self._kernel(loop), times.batch
+        strides, emitted, lanes = layout.strides, kernel.emitted, layout.lanes
+        is_backward, gates, input_size = loop == "backward", len(self.program.inputs), x.shape[1]
+        chunk = self.chunk(loop, times)
+        rows = min(len(x), chunk * batch)
+        wide = -(-input_size // lanes) * lanes
+        working = {name: strides[name] * batch for name in (f"{loop}_temp", f"{loop}_numbers")}
+        working |= {f"{loop}_weights": emitted.weights[loop], "scratch": emitted.scratch * threads}
+        working["gathered"] = emitted.gathered * batch
+        projects = bool(gates) and (not is_backward or self.recompute)
+        if projects:
+            working |= {"*panels": strides["products"] * input_size, "*bias": strides["products"]}
+            if loop == "infer" or self.recompute:
+                working["*products"] = rows * strides["products"]
+        if loop == "infer":
+            working |= {f"slab.{k}": 2 * batch * width for k, width in enumerate(self.widths)}
+        outers = [*self.columns.native_outers] if is_backward else []
+        if is_backward:
+            if not self.by_head:
+                working["*gradients"] = rows * strides["gradients"]
+            if needs_x and gates:
+                working["*turned_panels"] = gates * layout.sizes.hidden * wide
+            steps = min(large.STEPS, rows)
+            widths = [wide if outer.right is INPUT else self._right_width(outer) for outer in outers]
+            working["*rights"] = steps * sum(widths)
+            working["*lefts"] = large.LEFTS * large.STEPS * threads
+        name = "backward" if is_backward else "forward"
+        session = Session(self, name, working, 2 * len(self.shapes), 2 * gates, threads)
+        if projects:
+            session.memory_of("*bias", strides["products"]).zero_()  # also where there are no units
+        session.outers = (ctypes.c_int64 * (len(OUTER) * len(outers)))()
+        at, seen = 0, {}
+        for k, outer in enumerate(outers):
+            low, high = self.columns.range(outer)
+            right_width = input_size if outer.right is INPUT else widths[k]
+            column = layout.offset("gradients", outer.right.column) if outer.right.buffer == "gradients" else 0
+            step = strides["gradients"] if outer.right.buffer == "gradients" else right_width
+            place = seen.get(outer.right, at)
+            values = (low, high - low, 0, column, step, right_width, 0, widths[k], place, outer.right in seen)
+            session.outers[k * len(OUTER) : (k + 1) * len(OUTER)] = values
+            if outer.right not in seen:
+                seen[outer.right] = at
+                at += widths[k]
+        session.set(
+            batch=batch,
+            is_reverse=times.is_reverse,
+            shares_batch=threads == 1 or batch >= 8 * threads,
+            run=kernel.run_address[loop],
+            pack=kernel.pack_address[loop],
+            scratch_size=emitted.scratch,
+            project=projects,
+            input_size=input_size,
+            gates=gates,
+            groups=layout.groups("H"),
+            units=layout.units("H"),
+            per_group=layout.vectors("H"),
+            products_step=strides["products"],
+            products_whole=0,
+            gradients_step=strides.get("gradients", 0),
+            gradients_whole=bool(self.by_head),
+            dx_step=wide,
+            outers=ctypes.addressof(session.outers),
+            outer_count=len(outers),
+        )
+        return session
+
+    def _right_width(self, outer: Outer) -> int:
+        return self.layout.width(self.columns.shape(outer.right))
+
+    def chunk(self, loop: str, times: Times) -> int:
+        """Time steps between the loop and the products around it."""
+        numbers = self.layout.strides["products"]
+        if loop == "backward":
+            numbers = self.layout.strides["gradients"] + numbers * self.recompute
+        rows = max(CHUNK // (self.size * max(numbers, 1)), ROWS)
+        size = max(1, rows // max(times.batch, 1))
         count = -(-times.steps // size)
-        size = -(-times.steps // count)
-        return [(at, min(at + size, times.steps)) for at in range(0, times.steps, size)]
+        return -(-times.steps // count)
+
+    def _give_weights(self, session: Session, times: Times, weights: Weights) -> list[Tensor]:
+        """Point to the weights as they stand; returns what must live as long as the call."""
+        table, biases, size, columns = session.table, session.biases, self.size, self.columns
+        alive: list[Tensor] = []
+        for name, matrices, pairs, is_input in columns.uses:
+            value = weights.get(name)
+            if value is None:
+                continue
+            if not value.is_contiguous():
+                value = value.contiguous()
+                alive.append(value)
+            pointer = value.data_ptr()
+            row = value.stride(0) * size if value.dim() > 1 else size
+            for label, first in matrices:
+                table[self.layout.slots[label]] = pointer + first * row
+            for place, first in pairs:
+                biases[place] = pointer + first * size
+            if is_input:
+                session.set(weight=pointer)
+        if columns.parameters:
+            parts = [columns.spread(columns.leaf(weights, n), ("H",)) for n in columns.parameters]
+            alive.append(torch.cat(parts) if len(parts) > 1 else parts[0].contiguous())
+            session.give("parameters", alive[-1])
+        if columns.constants:
+            alive.append(torch.stack([columns.leaf(weights, n) for n in columns.constants]))
+            session.give("constants", alive[-1])
+        slots = session.slots
+        table[slots["origin"]] = times.steps - 1 if times.is_reverse else 0
+        table[slots["direction"]] = -1 if times.is_reverse else 1
+        table[slots["batch"]] = times.batch
+        table[slots["starts"]] = times.starts.data_ptr()
+        session.set(starts=times.starts.data_ptr(), is_reverse=times.is_reverse)
+        return alive
 
     def forward(
         self, x: Tensor, times: Times, states: list[Tensor], weights: Weights, *, keep: bool
@@ -133,79 +232,65 @@ class Fused:
         Returns:
             output [T, B, H], or [N, H] for packed input; final states [B, ...]; what was kept.
         """
-        loop = "forward" if keep else "infer"
-        kernel, columns = self._kernel(loop), self.columns
-        call = KernelCall(self, kernel, loop, times, weights, x)
-        weight, bias = self.input_weights(weights)
-        slabs = self._slabs(call, times, states, keep)
-        rows = x.shape[0]
+        loop, steps, batch, columns = "forward" if keep else "infer", times.steps, times.batch, self.columns
+        key, session = self._session(loop, x, times)
+        alive = self._give_weights(session, times, weights)
+        rows, strides, buffers = len(x), self.layout.strides, {}
         for name in ("kept", "kept_numbers", "output"):
-            if self.layout.strides.get(name) and (keep or name == "output"):
-                call.give(name, x.new_empty(rows, self.layout.strides[name]))
-        stride = self.layout.strides["products"]
-        if (keep and not self.recompute) or not stride:
-            if stride:
-                call.give("products", linear(x, weight, bias))
-            call.run(0, times.steps)
-        else:
-            for first, last in self._chunks(times, stride):
-                begin, end = times.rows(first, last)
-                call.give("products", linear(x[begin:end], weight, bias), begin)
-                call.run(first, last)
-        place = self.program.output
+            if strides.get(name) and (keep or name == "output"):
+                buffers[name] = x.new_empty(rows, strides[name])
+                session.give(name, buffers[name])
+        if strides["products"] and keep and not self.recompute:
+            buffers["products"] = x.new_empty(rows, strides["products"])
+            session.set(products=buffers["products"].data_ptr(), products_whole=1)
+        session.set(x=x.data_ptr())
+        is_packed, place = times.batch_sizes is not None, self.program.output
+        before, after, slabs, finals = [], [], [], []
+        for k, state in enumerate(states):
+            shape, width = self.shapes[k], self.widths[k]
+            is_padded, size = columns.is_padded(shape), batch * width * self.size
+            if is_padded or not state.is_contiguous():
+                state = columns.spread(state, shape).contiguous()
+                alive.append(state)
+            last = 0 if times.is_reverse else steps - 1
+            if keep or is_packed:
+                slab = x.new_empty(steps + 1, batch, width)
+                base = slab.data_ptr()
+                initial = base + size * steps * times.is_reverse
+                base += 0 if times.is_reverse else size
+                if is_packed and times.is_reverse:
+                    slab.copy_(state)  # sequences that end early begin their way back with it
+                else:
+                    before.append((initial, state.data_ptr(), size))
+                session.give_state(k, base, initial, -1)
+            elif place == Place("after", k):
+                slab = x.new_empty(steps, batch, width)
+                base = slab.data_ptr()
+                session.give_state(k, base, state.data_ptr(), -1)
+            else:
+                slab = session.memory_of(f"slab.{k}", 2 * batch * width).view(2, batch, width)
+                base = slab.data_ptr()
+                last &= 1
+                session.give_state(k, base, state.data_ptr(), 1)
+            slabs.append(slab)
+            if not is_packed and not is_padded:
+                finals.append(x.new_empty(batch, width))
+                after.append((finals[-1].data_ptr(), base + last * size, size))
+        session.copy(before, after)
+        session.run(steps, self.chunk(loop, times), self._multiplications(loop, x, times))
+        if len(finals) < len(states):
+            finals = [
+                columns.gather(self._final(slab, times, keep), shape).clone(memory_format=torch.contiguous_format)
+                for slab, shape in zip(slabs, self.shapes, strict=True)
+            ]
+        SESSIONS.give_back(key, session)
         if place.buffer == "after":
             output = self._states_of_rows(slabs[place.column], times, "after")
         else:
-            output = call.tensors["output"]
-            output = output if times.batch_sizes is not None else output.view(times.steps, times.batch, -1)
+            output = buffers["output"]
+            output = output if is_packed else output.view(steps, batch, -1)
         output = columns.gather(output, columns.shape(place)).contiguous()
-        finals = [
-            columns.gather(
-                self._final(slab, times, self._is_whole(k, times, keep)), self.shapes[k]
-            ).contiguous()
-            for k, slab in enumerate(slabs)
-        ]
-        if not keep:
-            return output, finals, None
-        names = ["kept", "kept_numbers", "output"] + ["products"] * (not self.recompute)
-        names = [name for name in names if name in call.tensors]
-        return output, finals, Kept(slabs, {name: call.tensors[name] for name in names})
-
-    def input_weights(self, weights: Weights) -> tuple[Tensor, Tensor | None]:
-        """weight_ih and its bias in the kernel's order; an empty weight if no gate has an input part."""
-        if not self.program.inputs:
-            return torch.empty(0), None
-        bias = self.columns.input_bias(weights)
-        weight = self.columns.spread(weights["weight_ih"], ("H",), 0)
-        return weight, None if bias is None else self.columns.spread(bias, ("H",))
-
-    def _is_whole(self, k: int, times: Times, keep: bool) -> bool:
-        """Whether a state's values of all time steps are in memory."""
-        return keep or self.program.output == Place("after", k) or times.batch_sizes is not None
-
-    def _slabs(self, call: KernelCall, times: Times, states: list[Tensor], keep: bool) -> list[Tensor]:
-        """Memory for the states of all time steps, or of the last two where no more are needed.
-
-        With the initial state as one more slab if it is read again: at the end that comes first.
-        """
-        slabs = []
-        for k, state in enumerate(states):
-            state = self.columns.spread(state, self.shapes[k])
-            shape = (times.batch, self.widths[k])
-            if keep or times.batch_sizes is not None:
-                slab = state.new_empty(times.steps + 1, *shape)
-                first = slab[-1 if times.is_reverse else 0]
-                if times.batch_sizes is not None and times.is_reverse:
-                    slab.copy_(state)  # sequences that end early begin their way back with it
-                else:
-                    first.copy_(state)
-                call.give_state(k, slab if times.is_reverse else slab[1:], first, -1)
-            else:
-                is_output = self._is_whole(k, times, keep)
-                slab = state.new_empty(times.steps if is_output else 2, *shape)
-                call.give_state(k, slab, state.contiguous(), -1 if is_output else 1)
-            slabs.append(slab)
-        return slabs
+        return output, finals, Kept(slabs, buffers) if keep else None
 
     def _states_of_rows(self, slab: Tensor, times: Times, which: str) -> Tensor:
         """The states before or after each time step: [T, B, width], or [N, width] if packed."""
@@ -217,15 +302,14 @@ class Fused:
         rows = times.alive() if is_early else times.alive() + times.batch
         return slab.flatten(0, 1)[rows]
 
-    def _final(self, slab: Tensor, times: Times, is_whole: bool) -> Tensor:
+    def _final(self, slab: Tensor, times: Times, keep: bool) -> Tensor:
         """A state after the last step of each sequence."""
-        if not is_whole:
-            last = 0 if times.is_reverse else times.steps - 1
-            return slab[last & 1].clone()
+        if times.batch_sizes is None:
+            if keep:
+                return slab[0 if times.is_reverse else -1]
+            return slab[(0 if times.is_reverse else times.steps - 1) % len(slab)]
         if times.is_reverse:
             return slab[0].clone()
-        if times.batch_sizes is None:
-            return slab[-1].clone()
         sequences = torch.arange(times.batch, device=slab.device)
         lengths = (times.batch_sizes.unsqueeze(0) > sequences.unsqueeze(1)).sum(1)
         return slab[lengths, sequences]
@@ -242,15 +326,29 @@ class Fused:
         needs_x: bool,
     ) -> tuple[Tensor | None, list[Tensor], dict[str, Tensor]]:
         """Gradients of x (unless it needs none), of the initial states and of each weight."""
-        columns, layout, count = self.columns, self.layout, len(self.program.inputs)
-        call = KernelCall(self, self._kernel("backward"), "backward", times, weights, x)
+        columns, strides, gates = self.columns, self.layout.strides, len(self.program.inputs)
+        key, session = self._session("backward", x, times, needs_x)
+        alive = self._give_weights(session, times, weights)
+        rows, size = len(x), self.size
+        session.set(x=x.data_ptr())
+        before: dict[Place, Tensor | int] = {}
         for k, slab in enumerate(kept.slabs):
-            first = slab[-1 if times.is_reverse else 0]
-            call.give_state(k, slab if times.is_reverse else slab[1:], first, -1)
+            base, step = slab.data_ptr(), times.batch * self.widths[k] * size
+            first = base + step * times.steps * times.is_reverse
+            session.give_state(k, base if times.is_reverse else base + step, first, -1)
+            before[Place("before", k)] = base + step * times.is_reverse
+        if times.batch_sizes is not None or self.by_head:
+            for outer in columns.outers:
+                if outer.right.buffer == "before":
+                    value = self._states_of_rows(kept.slabs[outer.right.column], times, "before")
+                    before[outer.right] = value.reshape(rows, -1)
         for name, value in kept.buffers.items():
-            call.give(name, value)
+            session.give(name, value)
+        if "products" in kept.buffers:
+            session.set(products=kept.buffers["products"].data_ptr(), products_whole=1)
         shape = columns.shape(Place("output_gradient", 0))
-        call.give("output_gradient", columns.spread(output_gradient, shape).contiguous())
+        alive.append(columns.spread(output_gradient, shape).contiguous())
+        session.give("output_gradient", alive[-1])
         pairs = zip(state_gradients, self.shapes, strict=True)
         spread = [columns.spread(value, shape) for value, shape in pairs]
         carry = (
@@ -258,63 +356,62 @@ class Fused:
             if len(spread) > 1
             else spread[0].clone(memory_format=torch.contiguous_format)
         )
-        call.give("carry", carry)
-        weight = columns.spread(weights["weight_ih"], ("H",), 0) if count else x
-        dx = (torch.empty_like(x) if count else torch.zeros_like(x)) if needs_x else None
-        sums: dict[object, Tensor] = {}
-        stride = layout.strides["gradients"]
-        again = layout.strides["products"] if self.recompute else 0
-        chunks = self._chunks(times, max(stride + again, 1))
-        longest = max(b - a for a, b in (times.rows(*chunk) for chunk in chunks))
-        buffers = {
-            name: x.new_empty(longest, layout.strides[name])
-            for name in ("gradients", "gradient_numbers")
-            if layout.strides[name]
-        }
-        before = self._operands(kept, times)
-        for begin_step, end_step in reversed(chunks):
-            begin, end = times.rows(begin_step, end_step)
-            if again:
-                call.give("products", linear(x[begin:end], *self.input_weights(weights)), begin)
-            for name, buffer in buffers.items():
-                call.give(name, buffer, begin)
-            call.run(begin_step, end_step)
-            for name, buffer in buffers.items():
-                _add(sums, name, buffer[: end - begin].sum(0))
-            made = buffers["gradients"][: end - begin] if buffers else x
-            if count:
-                inputs = columns.column(made, Place("gradients", 0), count)
-                if dx is not None:
-                    torch.mm(inputs, weight, out=dx[begin:end])
-                _add_product(sums, "weight_ih", inputs, x[begin:end])
-            for outer in columns.outers:
-                left = columns.column(made, outer.left, len(outer.labels))
-                right = before.get(outer.right)
-                right = columns.column(made, outer.right) if right is None else right[begin:end]
-                if outer.is_by_head:
-                    heads = layout.sizes.heads
-                    left, right = (v.unflatten(1, (heads, -1)).transpose(0, 1) for v in (left, right))
-                    _add(sums, outer, torch.bmm(left.transpose(1, 2), right))
-                else:
-                    _add_product(sums, outer, left, right)
-        if count:
-            sums["weight_ih"] = columns.gather(sums["weight_ih"], ("H",), 0)
+        session.give("carry", carry)
+        gradients = x.new_empty(rows, strides["gradients"]) if self.by_head else None
+        if gradients is not None:
+            session.set(gradients=gradients.data_ptr())
+        numbers = x.new_empty(rows, strides["gradient_numbers"])
+        session.give("gradient_numbers", numbers)
+        sums: dict[object, Tensor] = {"gradients": x.new_empty(strides["gradients"])}
+        wide = -(-x.shape[1] // self.layout.lanes) * self.layout.lanes
+        dx = None
+        if needs_x:
+            dx = x.new_empty(rows, wide) if gates else torch.zeros_like(x)
+        session.set(sums=sums["gradients"].data_ptr(), dx=dx.data_ptr() if dx is not None and gates else 0)
+        whole: dict[str, Tensor] = {}
+        for k, outer in enumerate(columns.native_outers):
+            low, high = columns.range(outer)
+            is_input = outer.right is INPUT
+            width = wide if is_input else self._right_width(outer)
+            target = columns.targets.get(outer)
+            if target is not None and (not is_input or wide == x.shape[1]):
+                name, first = target
+                if name not in whole:
+                    whole[name] = torch.empty_like(weights[name], memory_format=torch.contiguous_format)
+                out = whole[name].data_ptr() + first * width * size
+            else:
+                sums["weight_ih" if is_input else outer] = made = x.new_empty(high - low, width)
+                out = made.data_ptr()
+            right = x if is_input else before.get(outer.right, 0)
+            at = k * len(OUTER)
+            session.outers[at + _RIGHT] = right.data_ptr() if isinstance(right, Tensor) else right
+            session.outers[at + _OUT] = out
+        session.copy((), ())
+        session.run(times.steps, self.chunk("backward", times), self._multiplications("backward", x, times))
+        SESSIONS.give_back(key, session)
+        if strides["gradient_numbers"]:
+            sums["gradient_numbers"] = numbers.sum(0)
+        for outer in self.by_head:
+            assert gradients is not None
+            right = before.get(outer.right)
+            left = columns.column(gradients, outer.left, len(outer.labels))
+            right = right if isinstance(right, Tensor) else columns.column(gradients, outer.right)
+            heads = self.layout.sizes.heads
+            left, right = (v.unflatten(1, (heads, -1)).transpose(0, 1) for v in (left, right))
+            sums[outer] = torch.bmm(left.transpose(1, 2), right)
+        if "weight_ih" in sums:
+            value = columns.gather(sums["weight_ih"], ("H",), 0)
+            sums["weight_ih"] = value if wide == x.shape[1] else value[:, : x.shape[1]].contiguous()
         for outer in columns.outers:
-            sums[outer] = self._matrix(sums[outer], outer)
+            if outer in sums:
+                sums[outer] = self._matrix(sums[outer], outer)
+        if dx is not None and dx.shape != x.shape:
+            dx = dx[:, : x.shape[1]].contiguous()
         states = [
             columns.gather(columns.column(carry, Place("carry", k)), shape).contiguous()
             for k, shape in enumerate(self.shapes)
         ]
-        return dx, states, columns.gradients(weights, sums)
-
-    def _operands(self, kept: Kept, times: Times) -> dict[Place, Tensor]:
-        """The states before each step as rows [N, width], for the products after the loop."""
-        wanted = {outer.right for outer in self.columns.outers if outer.right.buffer == "before"}
-        found = {}
-        for place in wanted:
-            rows = self._states_of_rows(kept.slabs[place.column], times, "before")
-            found[place] = rows if times.batch_sizes is not None else rows.flatten(0, 1)
-        return found
+        return dx, states, columns.gradients(weights, sums, whole)
 
     def _matrix(self, total: Tensor, outer: Outer) -> Tensor:
         """A matrix's gradient without the padding."""
@@ -333,13 +430,4 @@ def fused_step(
     return Fused(cell, has_bias, sizes, dtype, recompute)
 
 
-def _add(sums: dict[object, Tensor], key: object, value: Tensor) -> None:
-    sums[key] = sums[key].add_(value) if key in sums else value
-
-
-def _add_product(sums: dict[object, Tensor], key: object, left: Tensor, right: Tensor) -> None:
-    """Add left^T right."""
-    if key in sums:
-        sums[key].addmm_(left.t(), right)
-    else:
-        sums[key] = torch.mm(left.t(), right)
+_RIGHT, _OUT = OUTER.index("right"), OUTER.index("out")

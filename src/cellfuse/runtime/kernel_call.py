@@ -1,93 +1,146 @@
-"""One call of a CPU kernel: its table of slots, its working memory, its threads.
+"""One call of a CPU kernel: the tables it reads, its working memory, its threads.
 
-Does not know what the buffers hold: see `fused`.
+A `Session` is what calls of the same sizes have in common; a call only fills in addresses. Does not know
+what the buffers hold: see `fused`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from cellfuse.codegen.cpu.compile import Kernel
-from cellfuse.runtime.case import Weights
-from cellfuse.runtime.times import Times
+from cellfuse.codegen.cpu.compile import Driver, driver
+from cellfuse.codegen.cpu.driver import CALL
+from cellfuse.runtime.private import OpenMP, openmp
 
 if TYPE_CHECKING:
     from cellfuse.runtime.fused import Fused
 
+_AT = {name: slot for slot, name in enumerate(CALL)}
+# Multiplications that one native call may take, about 50 ms of them: Python looks for Ctrl-C in between.
+_LONGEST = 1 << 31
+# Bytes of working memory that sessions may hold between calls.
+_HELD = 1 << 26
 
-class KernelCall:
-    """The table of slots of one call, and the tensors it points to."""
+
+class Session:
+    """Tables and working memory for calls of one kernel with the same sizes; one call at a time.
+
+    Args:
+        name: "forward" or "backward", of the driver's function.
+        working: numbers of working memory by the name of their slot in the kernel's table, or in the
+            driver's with a leading "*".
+        threads: how many share the work.
+    """
 
     def __init__(
-        self, fused: Fused, kernel: Kernel, loop: str, times: Times, weights: Weights, like: Tensor
+        self, fused: Fused, name: str, working: Mapping[str, int], copies: int, biases: int, threads: int
     ) -> None:
-        self.run_loop, self.size, layout = kernel.run[loop], fused.size, fused.layout
-        self.slots, self.strides = layout.slots, layout.strides
-        self.tensors: dict[str, Tensor] = {}
-        self.table = table = [0] * len(layout.slots)
-        slots = self.slots
-        table[slots["origin"]] = times.steps - 1 if times.is_reverse else 0
-        table[slots["direction"]] = -1 if times.is_reverse else 1
-        table[slots["batch"]] = times.batch
-        table[slots["starts"]] = times.starts.data_ptr()
-        columns = fused.columns
-        if columns.parameters:
-            parts = [columns.spread(columns.leaf(weights, n), ("H",)) for n in columns.parameters]
-            self.give("parameters", torch.cat(parts) if len(parts) > 1 else parts[0].contiguous())
-        if columns.constants:
-            self.give("constants", torch.stack([columns.leaf(weights, n) for n in columns.constants]))
-        for label in columns.matrices:
-            name, first, _ = columns.sources[label]
-            matrix = self.tensors.get(name)
-            if matrix is None:
-                matrix = self.tensors[name] = weights[name].contiguous()
-            table[slots[label]] = matrix.data_ptr() + first * matrix.stride(0) * self.size
-        places, total = fused.working_memory(kernel, loop, times.batch)
-        self.work = like.new_empty(total)
-        base = self.work.data_ptr() + 63 & -64
-        for slot, offset in places:
-            table[slot] = base + offset
-        self.memory = (ctypes.c_int64 * len(table))()
-        self.address = ctypes.addressof(self.memory)
-        self.memory[:] = table  # type: ignore[assignment]
-        kernel.pack[loop](self.address)
-        self.scratch = kernel.emitted.scratch * self.size
-        self.parts = fused.parts(times)
+        size, layout = fused.size, fused.layout
+        self.fused, self.name, self.threads = fused, name, threads
+        self.slots, self.strides, self.size = layout.slots, layout.strides, size
+        self.driver: Driver = driver(layout.bits, layout.target)
+        self.table = (ctypes.c_int64 * len(layout.slots))()
+        self.call = (ctypes.c_int64 * len(CALL))()
+        self.copies = (ctypes.c_int64 * (3 * copies))()
+        self.biases = (ctypes.c_int64 * biases)()
+        self.outers: ctypes.Array[ctypes.c_int64] = (ctypes.c_int64 * 0)()
+        self._arrived = (ctypes.c_int64 * 16)()
+        self._tables = (ctypes.c_int64 * (len(layout.slots) * threads))()
+        self.openmp: OpenMP | None = openmp() if threads > 1 else None
+        places, total = {}, 0
+        for key, numbers in working.items():
+            places[key] = total
+            total += numbers * size + 63 & -64
+        self.memory = torch.empty(total // size + 16, dtype=fused.dtype, device="cpu")
+        self.bytes = total
+        base = self.memory.data_ptr() + 63 & -64
+        self.first = (base - self.memory.data_ptr()) // size
+        self.places = {key: place // size for key, place in places.items()}
+        for key, place in places.items():
+            if key.startswith("*"):
+                self.call[_AT[key[1:]]] = base + place
+            elif key in self.slots:
+                self.table[self.slots[key]] = base + place
+        self.set(
+            arrived=ctypes.addressof(self._arrived),
+            table=ctypes.addressof(self.table),
+            table_size=len(self.table),
+            tables=ctypes.addressof(self._tables),
+            copies=ctypes.addressof(self.copies),
+            biases=ctypes.addressof(self.biases),
+            scratch_slot=self.slots["scratch"],
+            products_slot=self.slots["products"],
+            gradients_slot=self.slots["gradients"],
+        )
 
-    def give(self, name: str, tensor: Tensor, first_row: int = 0) -> None:
-        """Point a slot to a tensor whose first row is the given one of the whole sequence."""
-        self.tensors[name] = tensor
-        self.table[self.slots[name]] = tensor.data_ptr() - first_row * self.strides[name] * self.size
+    def set(self, **values: int) -> None:
+        """Entries of the driver's table."""
+        call = self.call
+        for name, value in values.items():
+            call[_AT[name]] = value
 
-    def give_state(self, k: int, slabs: Tensor, initial: Tensor, mask: int) -> None:
+    def memory_of(self, key: str, numbers: int) -> Tensor:
+        """A part of the working memory, of these calls only."""
+        return self.memory.narrow(0, self.first + self.places[key], numbers)
+
+    def address_of(self, key: str) -> int:
+        """Where a part of the working memory begins."""
+        return self.memory.data_ptr() + (self.first + self.places[key]) * self.size
+
+    def give(self, name: str, tensor: Tensor) -> None:
+        """Point a slot to a tensor that holds all rows."""
+        self.table[self.slots[name]] = tensor.data_ptr()
+
+    def give_state(self, k: int, slabs: int, initial: int, mask: int) -> None:
         """Point to a state's slabs and to its initial value."""
-        self.tensors[f"states.{k}"], self.tensors[f"initial.{k}"] = slabs, initial
         first = self.slots[f"states.{k}"]  # followed by initial.k and mask.k
-        self.table[first : first + 3] = slabs.data_ptr(), initial.data_ptr(), mask
+        self.table[first : first + 3] = slabs, initial, mask
 
-    def run(self, first: int, last: int) -> None:
-        """Run some steps, counted in the order of computation; threads share the sequences."""
-        table = self.table
-        table[0], table[1] = first, last
-        if len(self.parts) == 1:
-            table[2], table[3] = self.parts[0]
-            self.memory[:] = table  # type: ignore[assignment]
-            self.run_loop(self.address)
+    def copy(self, before: Sequence[tuple[int, int, int]], after: Sequence[tuple[int, int, int]]) -> None:
+        """(to, from, bytes) of what is copied before and after the loop."""
+        self.set(copies_before=len(before), copies_after=len(after))
+        if before or after:
+            values = [value for copy in (*before, *after) for value in copy]
+            self.copies[: len(values)] = values
+
+    def run(self, steps: int, chunk: int, work: int) -> None:
+        """Run all time steps, in pieces so short that Ctrl-C is noticed.
+
+        Args:
+            chunk: time steps between the loop and the products around it.
+            work: multiplications.
+        """
+        pieces = min(-(-work // (_LONGEST * self.threads)), -(-steps // chunk))
+        size = -(-steps // (chunk * max(1, pieces))) * chunk
+        ends = [*range(0, steps, size), steps]
+        parts = list(zip(ends[:-1], ends[1:], strict=True))
+        is_backward = self.name == "backward"
+        self.set(steps=steps, chunk=chunk)
+        for k, (first, last) in enumerate(parts):
+            if is_backward:
+                first, last = steps - last, steps - first
+            self.set(first=first, last=last, is_begin=k == 0, is_end=k == len(parts) - 1)
+            self._enter()
+
+    def _enter(self) -> None:
+        run, call = self.driver.run[self.name], ctypes.addressof(self.call)
+        if self.threads == 1:
+            run(call, 0, 1)
             return
-        tables = []
-        for thread, part in enumerate(self.parts):
-            table[2], table[3] = part
-            memory = (ctypes.c_int64 * len(table))(*table)
-            memory[self.slots["scratch"]] += thread * self.scratch
-            tables.append(memory)
-        others = [_threads().submit(self.run_loop, ctypes.addressof(memory)) for memory in tables[1:]]
-        self.run_loop(ctypes.addressof(tables[0]))
+        self._arrived[0] = 0
+        if self.openmp is not None:
+            self.openmp.run(self.driver.enter[self.name], call, self.threads)
+            return
+        others = [_threads().submit(run, call, thread, self.threads) for thread in range(1, self.threads)]
+        run(call, 0, self.threads)
         for other in others:
             other.result()
 
@@ -99,5 +152,43 @@ def _threads() -> ThreadPoolExecutor:
     """Python threads, which run kernels at the same time because their calls release the lock."""
     process = os.getpid()  # a forked process has none of its parent's threads
     if process not in _pool:
-        _pool[process] = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "cellfuse")
+        _pool[process] = ThreadPoolExecutor(max(1, torch.get_num_threads() - 1), "cellfuse")
     return _pool[process]
+
+
+class Sessions:
+    """Sessions between calls, by key, the last used ones; any thread may take one."""
+
+    def __init__(self) -> None:
+        self._free: list[tuple[object, Session]] = []
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def take(self, key: object) -> Session | None:
+        """A free session, which is no one else's until it is given back."""
+        with self._lock:
+            for k in range(len(self._free) - 1, -1, -1):
+                if self._free[k][0] == key:
+                    session = self._free.pop(k)[1]
+                    self._held -= session.bytes
+                    return session
+        return None
+
+    def give_back(self, key: object, session: Session) -> None:
+        """Keep a session for later; the longest unused ones are dropped if all hold too much."""
+        if session.bytes > _HELD // 2:
+            return
+        with self._lock:
+            self._free.append((key, session))
+            self._held += session.bytes
+            while self._held > _HELD or len(self._free) > 64:
+                self._held -= self._free.pop(0)[1].bytes
+
+    def clear(self) -> None:
+        """Drop all."""
+        with self._lock:
+            self._free.clear()
+            self._held = 0
+
+
+SESSIONS = Sessions()

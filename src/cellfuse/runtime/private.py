@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.autograd import forward_ad
 
 
@@ -79,16 +81,41 @@ def below_autograd() -> Any:
     return torch._C._AutoDispatchBelowAutograd()
 
 
-def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """F.linear [N, I] by oneDNN where its kernels are the faster ones: many rows in float32."""
-    # Measured on Zen 4: 105 against 92 GFLOP/s from a few hundred rows on; slower below.
-    if input.dtype == torch.float32 and input.shape[0] >= 256 and _LINEAR is not None:
-        value: torch.Tensor = _LINEAR(input, weight, bias, "none", [], "")
-        return value
-    return F.linear(input, weight, bias)
+class OpenMP:
+    """torch's own OpenMP library, whose threads run our kernels, too: a pool beside it would slow torch."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._parallel = library.GOMP_parallel
+        self._parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        self._parallel.restype = None
+        names = (library.omp_get_thread_num, library.omp_get_num_threads)
+        self._queries = [ctypes.cast(name, ctypes.c_void_p).value for name in names]
+        self._process = os.getpid()
+
+    def run(self, function: int, call: int, threads: int) -> None:
+        """Run function(data) in some threads, or in fewer if no more are granted; data begins with `call`."""
+        data = (ctypes.c_int64 * 3)(call, *self._queries)
+        self._parallel(function, ctypes.addressof(data), threads, 0)
+
+    @property
+    def is_usable(self) -> bool:
+        """False in a forked process, which has none of the library's threads."""
+        return os.getpid() == self._process
 
 
-# Missing in builds of torch without oneDNN.
-_LINEAR = (
-    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-)
+@lru_cache(maxsize=1)
+def _openmp() -> OpenMP | None:
+    folder = Path(torch.__file__).parent / "lib"
+    for pattern in ("libgomp*.so*", "libomp*.so*", "libiomp5*", "libomp*.dylib"):
+        for file in sorted(folder.glob(pattern)):
+            try:
+                return OpenMP(ctypes.CDLL(str(file)))
+            except (OSError, AttributeError):
+                continue
+    return None
+
+
+def openmp() -> OpenMP | None:
+    """torch's OpenMP library; None where there is none that can be called."""
+    found = _openmp()
+    return found if found is not None and found.is_usable else None

@@ -8,12 +8,15 @@ from functools import lru_cache
 import llvmlite.binding as llvm
 
 from cellfuse.codegen import cache
+from cellfuse.codegen.cpu.driver import emit_driver
 from cellfuse.codegen.cpu.emit import LOOPS, Emitted, emit
 from cellfuse.codegen.cpu.layout import Layout
 from cellfuse.codegen.cpu.step import emit_step
 from cellfuse.codegen.cpu.target import Target, features
 
-_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # such calls release Python's lock
+# Such calls release Python's lock.
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
 @lru_cache(maxsize=1)
@@ -29,6 +32,7 @@ class Kernel:
         layout: of the buffers it works on.
         emitted: its text and sizes.
         run, pack: by the loop's name, functions that take the address of a table of slots.
+        run_address, pack_address: where they stand.
     """
 
     def __init__(self, layout: Layout, loops: tuple[str, ...] = LOOPS) -> None:
@@ -36,8 +40,31 @@ class Kernel:
         self.emitted: Emitted = emit(layout, loops)
         self._engine = _load(self.emitted.text, layout.target)
         address = self._engine.get_function_address
-        self.run = {name: _FUNCTION(address(f"run_{name}")) for name in loops}
-        self.pack = {name: _FUNCTION(address(f"pack_{name}")) for name in loops}
+        self.run_address = {name: address(f"run_{name}") for name in loops}
+        self.pack_address = {name: address(f"pack_{name}") for name in loops}
+        self.run = {name: _FUNCTION(at) for name, at in self.run_address.items()}
+        self.pack = {name: _FUNCTION(at) for name, at in self.pack_address.items()}
+
+
+class Driver:
+    """The compiled driver of whole calls, for numbers of `bits` bits.
+
+    Attributes:
+        run: by "forward" and "backward", functions of (call, thread, count).
+        enter: by the same names, addresses of what OpenMP is to call.
+    """
+
+    def __init__(self, bits: int, target: Target) -> None:
+        self._engine = _load(emit_driver(bits, target), target)
+        address = self._engine.get_function_address
+        self.run = {name: _CALL(address(name)) for name in ("forward", "backward")}
+        self.enter = {name: address(f"enter_{name}") for name in ("forward", "backward")}
+
+
+@lru_cache(maxsize=4)
+def driver(bits: int, target: Target) -> Driver:
+    """The driver, compiled at first use."""
+    return Driver(bits, target)
 
 
 class StepKernel:

@@ -47,7 +47,7 @@ def emit(layout: Layout, loops: tuple[str, ...] = LOOPS) -> Emitted:
         loop.emit()
         weights[name] = loop.weights
         scratch, gathered = max(scratch, loop.scratch), max(gathered, loop.gathered)
-    products.emit_tiles(module, layout, widths)
+    products.emit_tiles(module, layout.target, widths)
     products.emit_pack_strip(module)
     zeros = f"@zeros = internal constant [{16 * layout.lanes} x {module.number}] zeroinitializer, align 64\n"
     return Emitted(zeros + str(module), weights, scratch, gathered * layout.lanes)

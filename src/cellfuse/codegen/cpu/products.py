@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cellfuse.codegen.cpu.layout import Layout
+from cellfuse.codegen.cpu.target import Target
 from cellfuse.codegen.cpu.text import Code, Int, Module
 from cellfuse.codegen.program import Place, Product
 from cellfuse.graph.expr import Expr
 
 ROWS = 32  # rows of a block: its results stay in the first-level cache until they are used
-LONGEST = 512  # a longer sum is cut, so that the matrix's part stays in the first-level cache
+LONGEST = 256  # a longer sum is cut, so that the matrix's part stays in the first-level cache
 
 
 @dataclass(frozen=True)
@@ -146,16 +147,16 @@ def _absolute(layout: Layout, place: Place, column: int) -> int:
     return column if layout.is_state(place) else layout.offset(place.buffer, place.column) + column
 
 
-def emit_tiles(module: Module, layout: Layout, widths: set[int]) -> None:
+def emit_tiles(module: Module, target: Target, widths: set[int]) -> None:
     """The functions that compute tiles of every height, and rows of tiles of each width."""
     for width in sorted(widths):
-        for rows in range(1, layout.target.tile_rows[width] + 1):
-            _emit_tile(module, rows, width, layout.target.tile_rows)
-        _emit_rows(module, width, layout.target.tile_rows[width])
+        for rows in range(1, target.tile_rows[width] + 1):
+            _emit_tile(module, rows, width, target.tile_rows)
+        _emit_rows(module, width, target.tile_rows[width])
 
 
 # A tile adds to what `init` holds, at `init_step` numbers a row, and writes `out`.
-_TILE = ("ptr %a", "i64 %lda", "ptr %w", "i64 %k", "ptr %init", "i64 %init_step", "ptr %out", "i64 %out_step")
+TILE = ("ptr %a", "i64 %lda", "ptr %w", "i64 %k", "ptr %init", "i64 %init_step", "ptr %out", "i64 %out_step")
 
 
 def _emit_tile(module: Module, rows: int, width: int, limits: tuple[int, ...]) -> None:
@@ -205,7 +206,7 @@ def _emit_tile(module: Module, rows: int, width: int, limits: tuple[int, ...]) -
         start = code.at("%out", code.mul("%out_step", row))
         for v in range(width):
             code.store(sums[row * width + v], start, v * code.lanes)
-    code.define(f"tile_{rows}x{width}", _TILE)
+    code.define(f"tile_{rows}x{width}", TILE)
     body = module.functions[f"tile_{rows}x{width}"]
     module.functions[f"tile_{rows}x{width}"] = body.replace("nounwind", "nounwind noinline", 1)
 
@@ -235,7 +236,7 @@ def _emit_rows(module: Module, width: int, limit: int) -> None:
             init = code.at("%init", code.mul(row, "%init_step"))
             tiles(height, a, init, code.at("%out", code.mul(row, "%out_step")))
             loop.next = [str(code.add(row, height))]
-    code.define(f"rows_{width}", (*_TILE, "i64 %rows"))
+    code.define(f"rows_{width}", (*TILE, "i64 %rows"))
 
 
 def emit_product(

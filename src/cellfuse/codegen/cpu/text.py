@@ -197,6 +197,10 @@ class Code:
         """Lane by lane a or b."""
         return self.let(f"select {self.truths} {condition}, {self.vector} {a}, {self.vector} {b}")
 
+    def select_all(self, condition: str, a: str, b: str) -> str:
+        """The whole vector a if one truth holds, else b."""
+        return self.let(f"select i1 {condition}, {self.vector} {a}, {self.vector} {b}")
+
     def shuffle(self, a: str, b: str, lanes: Sequence[int]) -> str:
         """Lanes of two vectors, counted through."""
         mask = ", ".join(f"i32 {lane}" for lane in lanes)

@@ -1,0 +1,378 @@
+"""One call for a whole sequence: packing, the products before the loop, the loop, the products after it.
+
+Made once for every number format; the loop of a cell's kernel is called through a pointer. Threads run the
+same function and wait for each other between the parts of a chunk of time steps.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from cellfuse.codegen.cpu import large
+from cellfuse.codegen.cpu.target import Target
+from cellfuse.codegen.cpu.text import Code, Int, Module
+
+# The table of a call: whole numbers and pointers.
+CALL = (
+    *("first", "last"),  # time steps of this call, in the order of computation
+    *("chunk", "steps", "batch", "is_reverse"),  # time steps of a chunk; T; B
+    "starts",  # T + 1 numbers: row of each time step
+    "is_begin",  # whether matrices are to be packed and `copies` before the loop done
+    "is_end",  # whether `copies` after the loop are to be done
+    "shares_batch",  # whether threads share the sequences; else the first one runs the loop alone
+    "arrived",  # threads counted at the meeting points; 0 at the start
+    *("run", "pack"),  # functions of the cell's kernel
+    *("table", "table_size", "tables"),  # its slots, their number, and memory for a copy per thread
+    *("scratch_slot", "scratch_size"),  # which of them is working memory, numbers a thread
+    *("copies", "copies_before", "copies_after"),  # (to, from, bytes) ...; how many
+    # the input product
+    "project",  # 0: there is none, or it stands in memory already
+    *("x", "input_size", "weight", "panels"),
+    *("gates", "groups", "units", "per_group"),  # columns: gates x groups of units in `per_group` vectors
+    *("biases", "bias"),  # two pointers a gate, null for none; memory for their padded sum
+    *("products_slot", "products", "products_step", "products_whole"),  # whole: else memory of one chunk
+    # after the backward loop
+    *("gradients_slot", "gradients", "gradients_step", "gradients_whole"),
+    *("dx", "dx_step", "turned_panels"),  # dx null: not wanted
+    *("outers", "outer_count"),  # see OUTER
+    *("rights", "lefts"),  # packed right operands; turned left ones, a block a thread
+    "sums",  # of the gradients over all rows
+)
+# A product of gradients with other values, summed over rows.
+OUTER = (
+    *("left", "width"),  # columns of the gradients
+    "right",  # row 0 of the other values; null: columns of the gradients from `column` on
+    *("column", "right_step", "right_width"),
+    *("out", "out_step"),
+    *("packed", "is_packed"),  # where in `rights`, in numbers for each row; whether it stands there already
+)
+_AT = {name: slot for slot, name in enumerate(CALL)}
+
+
+def emit_driver(bits: int, target: Target) -> str:
+    """The text of forward and backward(call, thread, count), and of enter_... for OpenMP."""
+    module = Module(bits, target.lanes(bits))
+    large.emit_large(module, target)
+    for name in ("forward", "backward"):
+        _Driver(module, target, name).emit()
+        _emit_enter(module, name)
+    yields = "declare i32 @sched_yield()" if sys.platform != "win32" else ""
+    pause = "call void @llvm.x86.sse2.pause()" if target.name in ("avx512", "avx2", "sse") else ""
+    declare = "declare void @llvm.x86.sse2.pause()" if pause else ""
+    wait = _MEET.replace("PAUSE", pause).replace("YIELD", "call i32 @sched_yield()" if yields else "add i32 0, 0")
+    zeros = f"@zeros = internal constant [{16 * module.lanes} x {module.number}] zeroinitializer, align 64\n"
+    return "\n".join((zeros, yields, declare, wait, str(module)))
+
+
+# Threads meet: each adds one, and waits until all of this round have. Another process may have a thread's
+# core, so that after some thousand looks a thread offers its own.
+_MEET = """define internal void @meet(ptr %arrived, ptr %rounds, i64 %count) nounwind {
+entry:
+  %is_alone = icmp sle i64 %count, 1
+  br i1 %is_alone, label %done, label %come
+come:
+  %old = load i64, ptr %rounds, align 8
+  %round = add i64 %old, 1
+  store i64 %round, ptr %rounds, align 8
+  %wanted = mul i64 %round, %count
+  %before = atomicrmw add ptr %arrived, i64 1 acq_rel, align 8
+  br label %look
+look:
+  %looks = phi i64 [0, %come], [%more, %again], [%more, %offer]
+  %more = add i64 %looks, 1
+  %now = load atomic i64, ptr %arrived acquire, align 8
+  %is_met = icmp sge i64 %now, %wanted
+  br i1 %is_met, label %done, label %wait
+wait:
+  PAUSE
+  %low = and i64 %more, 4095
+  %is_long = icmp eq i64 %low, 0
+  br i1 %is_long, label %offer, label %again
+offer:
+  %unused = YIELD
+  br label %look
+again:
+  br label %look
+done:
+  ret void
+}
+"""
+
+
+def _emit_enter(module: Module, name: str) -> None:
+    """What OpenMP calls in each thread: (call, function of the thread's number, of the number of threads)."""
+    code = Code(module)
+    call, number, count = (code.slot("%data", k, "ptr") for k in range(3))
+    thread = code.let(f"sext i32 {code.let(f'call i32 {number}()')} to i64")
+    threads = code.let(f"sext i32 {code.let(f'call i32 {count}()')} to i64")
+    code.do(f"call void @{name}(ptr {call}, i64 {thread}, i64 {threads})")
+    code.define(f"enter_{name}", ("ptr %data",), "")
+
+
+class _Driver:
+    """The text of one function."""
+
+    def __init__(self, module: Module, target: Target, name: str) -> None:
+        self.code, self.target, self.is_backward = Code(module), target, name == "backward"
+        self.name = name
+
+    def _slot(self, name: str, type: str = "i64") -> str:
+        return self.code.slot("%call", _AT[name], type)
+
+    def _is(self, name: str) -> str:
+        return self.code.let(f"icmp ne i64 {self._slot(name)}, 0")
+
+    def _meet(self) -> None:
+        self.code.do(f"call void @meet(ptr {self.arrived}, ptr {self.rounds}, i64 %count)")
+
+    def _share(self, total: Int, unit: int = 1) -> tuple[str, str]:
+        """This thread's part of some units of work."""
+        code = self.code
+        size = code.let(f"udiv i64 {code.add(code.add(total, -1), '%count')}, %count")
+        size = code.mul(code.let(f"udiv i64 {code.add(size, unit - 1)}, {unit}"), unit)
+        first = code.smaller(code.mul("%thread", size), total)
+        return first, code.smaller(code.add(first, size), total)
+
+    def _where_first(self):  # type: ignore[no-untyped-def]
+        return self.code.where(self.code.let("icmp eq i64 %thread, 0"))
+
+    def _copy(self, to: str, source: str, size: Int) -> None:
+        self.code.module.declare("llvm.memcpy.p0.p0.i64", "void", ["ptr", "ptr", "i64", "i1"])
+        self.code.do(f"call void @llvm.memcpy.p0.p0.i64(ptr {to}, ptr {source}, i64 {size}, i1 false)")
+
+    def _set(self, slot: Int, value: str, type: str = "i64") -> None:
+        address = self.code.let(f"getelementptr i64, ptr {self.table}, i64 {slot}")
+        self.code.do(f"store {type} {value}, ptr {address}, align 8")
+
+    def emit(self) -> None:
+        """The function."""
+        code = self.code
+        self.rounds = code.let("alloca i64, align 8")
+        code.do(f"store i64 0, ptr {self.rounds}, align 8")
+        self.arrived, self.starts = self._slot("arrived", "ptr"), self._slot("starts", "ptr")
+        self.is_project, self.is_reverse = self._is("project"), self._is("is_reverse")
+        self._own_table()
+        with code.where(self._is("is_begin")):
+            self._begin()
+        self._meet()
+        first, last, chunk = (self._slot(name) for name in ("first", "last", "chunk"))
+        with code.loop(first, last, chunk) as loop:  # type: ignore[arg-type]
+            size = code.smaller(chunk, code.sub(last, loop.index))
+            begin: Int = loop.index
+            if self.is_backward:
+                begin = code.sub(code.sub(code.add(first, last), loop.index), size)
+            self._chunk(begin, code.add(begin, size))
+        with code.where(self._is("is_end")), self._where_first():
+            before = self._slot("copies_before")
+            self._copies(before, code.add(before, self._slot("copies_after")))
+        code.define(self.name, ("ptr %call", "i64 %thread", "i64 %count"), "")
+
+    def _own_table(self) -> None:
+        """A copy of the kernel's slots, because each thread sets some of its own."""
+        code = self.code
+        size = code.mul(self._slot("table_size"), 8)
+        own = code.mul(self._slot("table_size"), "%thread")
+        self.table = code.let(f"getelementptr i64, ptr {self._slot('tables', 'ptr')}, i64 {own}")
+        self._copy(self.table, self._slot("table", "ptr"), size)
+        slot = self._slot("scratch_slot")
+        scratch = code.slot(self.table, slot, "ptr")
+        self._set(slot, code.at(scratch, code.mul("%thread", self._slot("scratch_size"))), "ptr")
+        batch = self._slot("batch")
+        first, last = self._share(batch)
+        shares = self._is("shares_batch")
+        is_first = code.let("icmp eq i64 %thread, 0")
+        alone = code.let(f"select i1 {is_first}, i64 {batch}, i64 0")
+        self._set(2, code.let(f"select i1 {shares}, i64 {first}, i64 0"))
+        self._set(3, code.let(f"select i1 {shares}, i64 {last}, i64 {alone}"))
+
+    def _begin(self) -> None:
+        """Matrices are packed: the last thread packs the loop's, all share the input's."""
+        code = self.code
+        is_last = code.let(f"icmp eq i64 %thread, {code.sub('%count', 1)}")
+        with code.where(is_last):
+            code.do(f"call void {self._slot('pack', 'ptr')}(ptr {self._slot('table', 'ptr')})")
+        with self._where_first():
+            self._copies(0, self._slot("copies_before"))
+        size, weight = self._slot("input_size"), self._slot("weight", "ptr")
+        gates, groups, units = (self._slot(name) for name in ("gates", "groups", "units"))
+        with code.where(self.is_project):
+            parts, per_part = code.mul(gates, groups), self._slot("per_group")
+            first, last = self._share(code.mul(parts, per_part))
+            code.do(
+                f"call void @pack_rows(ptr {weight}, i64 {parts}, i64 {units}, i64 {per_part}, i64 {size}, "
+                f"ptr {self._slot('panels', 'ptr')}, i64 {first}, i64 {last})"
+            )
+            with self._where_first():
+                self._add_biases(gates, groups, units, per_part)
+        if self.is_backward:
+            has_dx = code.let(f"icmp ne ptr {self._slot('dx', 'ptr')}, null")
+            with code.where(has_dx):
+                lanes = code.lanes
+                first, last = self._share(code.let(f"udiv i64 {code.add(size, lanes - 1)}, {lanes}"))
+                rows = code.mul(code.mul(gates, groups), units)
+                code.do(
+                    f"call void @pack_columns(ptr {weight}, i64 {size}, i64 {rows}, i64 {size}, "
+                    f"ptr {self._slot('turned_panels', 'ptr')}, i64 {first}, i64 {last})"
+                )
+
+    def _add_biases(self, gates: str, groups: str, units: str, per_group: str) -> None:
+        code, pairs, bias = self.code, self._slot("biases", "ptr"), self._slot("bias", "ptr")
+        padded = code.mul(per_group, code.lanes)
+        with code.loop(0, gates) as gate:
+            pair = code.mul(gate.index, 2)
+            given = [code.slot(pairs, code.add(pair, k), "ptr") for k in range(2)]
+            with code.loop(0, groups) as group, code.loop(0, units) as unit:
+                at = code.add(code.mul(group.index, units), unit.index)
+                values = []
+                for pointer in given:
+                    some = code.let(f"icmp ne ptr {pointer}, null")
+                    safe = code.let(f"select i1 {some}, ptr {code.at(pointer, at)}, ptr @zeros")
+                    values.append(code.load_number(safe))
+                total = code.let(f"fadd {code.number} {values[0]}, {values[1]}")
+                part = code.add(code.mul(gate.index, groups), group.index)
+                code.store_number(total, bias, code.add(code.mul(part, padded), unit.index))
+
+    def _copies(self, first: Int, last: Int) -> None:
+        code, copies = self.code, self._slot("copies", "ptr")
+        with code.loop(first, last) as copy:  # type: ignore[arg-type]
+            at = code.mul(copy.index, 3)
+            to, source = code.slot(copies, at, "ptr"), code.slot(copies, code.add(at, 1), "ptr")
+            self._copy(to, source, code.slot(copies, code.add(at, 2), "i64"))
+
+    def _chunk(self, first: Int, last: Int) -> None:
+        code = self.code
+        steps = self._slot("steps")
+        begin_step = code.let(f"select i1 {self.is_reverse}, i64 {code.sub(steps, last)}, i64 {first}")
+        end_step = code.let(f"select i1 {self.is_reverse}, i64 {code.sub(steps, first)}, i64 {last}")
+        begin, end = code.slot(self.starts, begin_step, "i64"), code.slot(self.starts, end_step, "i64")
+        rows = code.sub(end, begin)
+        self._set(0, str(first))
+        self._set(1, str(last))
+        products = self._base("products", begin)
+        with code.where(self.is_project):
+            self._project(begin, rows, products)
+            self._meet()
+        if self.is_backward:
+            gradients = self._base("gradients", begin)
+        code.do(f"call void {self._slot('run', 'ptr')}(ptr {self.table})")
+        self._meet()
+        if self.is_backward:
+            step = code.mul(begin, self._slot("gradients_step"))
+            chunk = code.at(gradients, step)
+            is_first = code.let(f"icmp eq i64 {last}, {steps}")
+            self._dx(begin, rows, chunk)
+            self._outers(begin, rows, chunk, is_first)
+            self._meet()
+
+    def _base(self, name: str, begin: Int) -> str:
+        """Where row 0 of a buffer would stand, of which one chunk may be all there is."""
+        code = self.code
+        given = self._slot(name, "ptr")
+        shift = code.mul(begin, self._slot(f"{name}_step"))
+        shift = code.let(f"select i1 {self._is(f'{name}_whole')}, i64 0, i64 {shift}")
+        base = code.at(given, code.sub(0, shift))
+        self._set(self._slot(f"{name}_slot"), base, "ptr")
+        return base
+
+    def _project(self, begin: str, rows: Int, products: str) -> None:
+        code = self.code
+        first, last = self._share(rows, self.target.tile_rows[self.target.tile_width])
+        size, step = self._slot("input_size"), self._slot("products_step")
+        row = code.add(begin, first)
+        x, out = code.at(self._slot("x", "ptr"), code.mul(row, size)), code.at(products, code.mul(row, step))
+        vectors = code.mul(code.mul(self._slot("gates"), self._slot("groups")), self._slot("per_group"))
+        code.do(
+            f"call void @gemm(ptr {x}, i64 {size}, ptr {self._slot('panels', 'ptr')}, i64 1, i64 {size}, "
+            f"i64 {size}, ptr {self._slot('bias', 'ptr')}, ptr {out}, i64 {step}, i64 {code.sub(last, first)}, "
+            f"i64 {vectors})"
+        )
+
+    def _dx(self, begin: str, rows: Int, gradients: str) -> None:
+        code, dx = self.code, self._slot("dx", "ptr")
+        with code.where(code.let(f"icmp ne ptr {dx}, null")):
+            first, last = self._share(rows, self.target.tile_rows[self.target.tile_width])
+            step, dx_step = self._slot("gradients_step"), self._slot("dx_step")
+            parts = code.mul(self._slot("gates"), self._slot("groups"))
+            units, padded = self._slot("units"), code.mul(self._slot("per_group"), code.lanes)
+            is_dense = code.let(f"icmp eq i64 {units}, {padded}")
+            all_units = code.mul(parts, units)
+            parts = code.let(f"select i1 {is_dense}, i64 1, i64 {parts}")
+            units = code.let(f"select i1 {is_dense}, i64 {all_units}, i64 {units}")
+            out = code.at(dx, code.mul(code.add(begin, first), dx_step))
+            code.do(
+                f"call void @gemm(ptr {code.at(gradients, code.mul(first, step))}, i64 {step}, "
+                f"ptr {self._slot('turned_panels', 'ptr')}, i64 {parts}, i64 {units}, i64 {padded}, ptr null, "
+                f"ptr {out}, i64 {dx_step}, i64 {code.sub(last, first)}, "
+                f"i64 {code.let(f'udiv i64 {dx_step}, {code.lanes}')})"
+            )
+
+    def _outer_slots(self, index: str) -> dict[str, str]:
+        code = self.code
+        at = code.mul(index, len(OUTER))
+        outers = self._slot("outers", "ptr")
+        pointers = ("right", "out")
+        return {
+            name: code.slot(outers, code.add(at, k), "ptr" if name in pointers else "i64")
+            for k, name in enumerate(OUTER)
+        }
+
+    def _outers(self, begin: str, rows: Int, gradients: str, is_first: str) -> None:
+        """Gradients of matrices, some rows at a time; threads share the gradients' columns."""
+        code, lanes = self.code, self.code.lanes
+        step, rights = self._slot("gradients_step"), self._slot("rights", "ptr")
+        count = self._slot("outer_count")
+        lefts = code.at(self._slot("lefts", "ptr"), code.mul("%thread", large.LEFTS * large.STEPS))
+        mine, end = self._share(step, lanes)
+        with code.loop(0, rows, large.STEPS) as block:
+            n = code.smaller(code.sub(rows, block.index), large.STEPS)
+            lines = code.at(gradients, code.mul(block.index, step))
+            is_start = code.let(f"icmp eq i64 {block.index}, 0")
+            is_new = code.let(f"and i1 {is_first}, {is_start}")
+            with code.loop(0, count) as outer:
+                self._pack_right(self._outer_slots(outer.index), begin, block.index, n, lines)
+            self._meet()
+            with code.loop(mine, end, large.LEFTS) as left:  # type: ignore[arg-type]
+                stop = code.smaller(code.add(left.index, large.LEFTS), end)
+                columns = code.sub(stop, left.index)
+                code.do(
+                    f"call void @turn(ptr {code.at(lines, left.index)}, i64 {step}, ptr {lefts}, i64 {n}, "
+                    f"i64 {columns})"
+                )
+                with code.loop(0, count) as outer:
+                    slots = self._outer_slots(outer.index)
+                    low = self._larger(left.index, slots["left"])
+                    high = code.smaller(stop, code.add(slots["left"], slots["width"]))
+                    with code.where(code.let(f"icmp slt i64 {low}, {high}")):
+                        turned = code.at(lefts, code.mul(code.sub(low, left.index), large.STEPS))
+                        row = code.sub(low, slots["left"])
+                        out = code.at(slots["out"], code.mul(row, slots["out_step"]))
+                        panels = code.at(rights, code.mul(slots["packed"], n))
+                        code.do(
+                            f"call void @outer_products(ptr {turned}, i64 {code.sub(high, low)}, i64 {n}, "
+                            f"ptr {panels}, i64 {slots['right_width']}, ptr {out}, i64 {slots['out_step']}, "
+                            f"i1 {is_new})"
+                        )
+            code.do(
+                f"call void @add_rows(ptr {code.at(lines, mine)}, i64 {step}, i64 {n}, i64 {code.sub(end, mine)}, "
+                f"ptr {code.at(self._slot('sums', 'ptr'), mine)}, i1 {is_new})"
+            )
+            self._meet()
+
+    def _pack_right(self, slots: dict[str, str], begin: str, block: str, n: str, lines: str) -> None:
+        code, lanes = self.code, self.code.lanes
+        row = code.mul(code.add(begin, block), slots["right_step"])
+        is_own = code.let(f"icmp eq ptr {slots['right']}, null")
+        other, own = code.at(slots["right"], row), code.at(lines, slots["column"])
+        source = code.let(f"select i1 {is_own}, ptr {own}, ptr {other}")
+        with code.where(code.let(f"icmp eq i64 {slots['is_packed']}, 0")):
+            width = slots["right_width"]
+            first, last = self._share(code.let(f"udiv i64 {code.add(width, lanes - 1)}, {lanes}"))
+            panels = code.at(self._slot("rights", "ptr"), code.mul(slots["packed"], n))
+            code.do(
+                f"call void @pack_columns(ptr {source}, i64 {slots['right_step']}, i64 {n}, i64 {width}, "
+                f"ptr {panels}, i64 {first}, i64 {last})"
+            )
+
+    def _larger(self, a: str, b: str) -> str:
+        is_less = self.code.let(f"icmp slt i64 {a}, {b}")
+        return self.code.let(f"select i1 {is_less}, i64 {b}, i64 {a}")

@@ -1,0 +1,182 @@
+"""The large products before and after the loop over time, on a user's own matrices and any sizes.
+
+They are not part of a cell's kernel: `driver` has them once for every number format.
+"""
+
+from __future__ import annotations
+
+from cellfuse.codegen.cpu import products
+from cellfuse.codegen.cpu.target import Target
+from cellfuse.codegen.cpu.text import Code, Int, Module
+
+ROWS = 192  # of a block of the left matrix that stays in the second-level cache
+DEPTH = 256  # of a block of the sum, so that the right matrix's part stays near
+LEFTS = 240  # columns of a block of the turned left matrix
+STEPS = 512  # rows whose outer products are summed at a time
+
+_GEMM = (
+    *("ptr %a", "i64 %lda", "ptr %panels", "i64 %parts", "i64 %units", "i64 %padded"),
+    *("ptr %init", "ptr %out", "i64 %ldo", "i64 %rows", "i64 %vectors"),
+)
+
+
+def emit_large(module: Module, target: Target) -> None:
+    """gemm, pack_rows, pack_columns, outer_products and add_rows, with what they call."""
+    products.emit_tiles(module, target, set(range(1, target.tile_width + 1)))
+    products.emit_pack_strip(module)
+    _emit_panel(module, target)
+    _emit_gemm(module, target)
+    _emit_pack_rows(module, target)
+    _emit_pack_columns(module, target)
+    _emit_turn(module)
+    _emit_outer(module, target)
+    _emit_add_rows(module)
+
+
+def _emit_panel(module: Module, target: Target) -> None:
+    """rows_<width> for a width that is known only at run time."""
+    code = Code(module)
+    for width in code.switch("%width", range(1, target.tile_width + 1)):
+        code.do(
+            f"call void @rows_{width}(ptr %a, i64 %lda, ptr %w, i64 %k, ptr %init, i64 %init_step, ptr %out, "
+            "i64 %out_step, i64 %rows)"
+        )
+    code.define("panel", (*products.TILE, "i64 %rows", "i64 %width"))
+
+
+def _panel(code: Code, *arguments: Int) -> None:
+    types = ("ptr", "i64", "ptr", "i64", "ptr", "i64", "ptr", "i64", "i64", "i64")
+    code.do(f"call void @panel({', '.join(f'{t} {a}' for t, a in zip(types, arguments, strict=True))})")
+
+
+def _emit_gemm(module: Module, target: Target) -> None:
+    """out[rows, vectors] = init + a[rows, parts x units] panels.
+
+    The parts of a row of `a` are `padded` numbers apart; `init` is one row, or null for zeros.
+    """
+    code, lanes = Code(module), module.lanes
+    depth = code.mul("%parts", "%units")
+    has_init = code.let("icmp ne ptr %init, null")
+    with code.loop(0, "%rows", ROWS) as block:
+        rows = code.smaller(code.sub("%rows", block.index), ROWS)
+        a = code.at("%a", code.mul(block.index, "%lda"))
+        out_rows = code.at("%out", code.mul(block.index, "%ldo"))
+        with code.loop(0, "%vectors", target.tile_width) as column:
+            width = code.smaller(code.sub("%vectors", column.index), target.tile_width)
+            at = code.mul(column.index, lanes)
+            panel, out = code.at("%panels", code.mul(at, depth)), code.at(out_rows, at)
+            given = code.at("%init", at)
+            init = code.let(f"select i1 {has_init}, ptr {given}, ptr @zeros")
+            line = code.mul(width, lanes)
+            with code.loop(0, "%parts", 1, [("ptr", init), ("i64", "0")]) as part:
+                carried = [("ptr", part.values[0]), ("i64", part.values[1])]
+                with code.loop(0, "%units", DEPTH, carried) as k:
+                    length = code.smaller(code.sub("%units", k.index), DEPTH)
+                    left = code.at(a, code.add(code.mul(part.index, "%padded"), k.index))
+                    place = code.add(code.mul(part.index, "%units"), k.index)
+                    right = code.at(panel, code.mul(place, line))
+                    _panel(code, left, "%lda", right, length, *k.values, out, "%ldo", rows, width)
+                    k.next = [out, "%ldo"]
+                part.next = k.results
+    code.define("gemm", _GEMM)
+
+
+def _emit_pack_rows(module: Module, target: Target) -> None:
+    """Panels of the transpose of w[parts x units, k]; each part padded to whole vectors.
+
+    Vectors from `first` to `last` are packed, so that threads can share the work.
+    """
+    code, lanes = Code(module), module.lanes
+    total = code.mul("%parts", "%per_part")
+    with code.loop("%first", "%last") as vector:
+        part = code.let(f"udiv i64 {vector.index}, %per_part")
+        inner = code.mul(code.sub(vector.index, code.mul(part, "%per_part")), lanes)
+        row = code.add(code.mul(part, "%units"), inner)
+        valid = code.smaller(code.sub("%units", inner), lanes)
+        _strip(code, target, vector.index, total, ("%w", code.mul(row, "%k"), "%k", 1), "%k", valid)
+    arguments = ("ptr %w", "i64 %parts", "i64 %units", "i64 %per_part", "i64 %k", "ptr %panels")
+    code.define("pack_rows", (*arguments, "i64 %first", "i64 %last"))
+
+
+def _emit_pack_columns(module: Module, target: Target) -> None:
+    """Panels of w[k, columns], rows `ldw` apart, padded to whole vectors; of vectors `first` to `last`."""
+    code, lanes = Code(module), module.lanes
+    total = code.let(f"udiv i64 {code.add('%columns', lanes - 1)}, {lanes}")
+    with code.loop("%first", "%last") as vector:
+        start = code.mul(vector.index, lanes)
+        valid = code.smaller(code.sub("%columns", start), lanes)
+        _strip(code, target, vector.index, total, ("%w", start, 1, "%ldw"), "%k", valid)
+    arguments = ("ptr %w", "i64 %ldw", "i64 %k", "i64 %columns", "ptr %panels", "i64 %first", "i64 %last")
+    code.define("pack_columns", arguments)
+
+
+def _strip(
+    code: Code, target: Target, vector: str, total: Int, source: tuple[str, Int, Int, Int], k: Int, valid: Int
+) -> None:
+    """Pack one vector of columns into its panel."""
+    lanes, most = code.lanes, target.tile_width
+    pointer, offset, by_unit, by_k = source
+    within = code.let(f"urem i64 {vector}, {most}")
+    first = code.sub(vector, within)
+    step = code.mul(code.smaller(code.sub(total, first), most), lanes)
+    out = code.at("%panels", code.add(code.mul(code.mul(first, lanes), k), code.mul(within, lanes)))
+    code.do(
+        f"call void @pack_strip(ptr {code.at(pointer, offset)}, i64 {by_unit}, i64 {by_k}, ptr {out}, "
+        f"i64 {step}, i64 {k}, i64 {valid})"
+    )
+
+
+def _emit_turn(module: Module) -> None:
+    """out[column, row] = a[row, column], rows `lda` apart; rows up to the next whole vector are 0."""
+    code, lanes = Code(module), module.lanes
+    with code.loop(0, "%rows", lanes) as row:
+        valid = code.smaller(code.sub("%rows", row.index), lanes)
+        a, out = code.at("%a", code.mul(row.index, "%lda")), code.at("%out", row.index)
+        code.do(
+            f"call void @pack_strip(ptr {a}, i64 %lda, i64 1, ptr {out}, i64 {STEPS}, i64 %columns, i64 {valid})"
+        )
+    code.define("turn", ("ptr %a", "i64 %lda", "ptr %out", "i64 %rows", "i64 %columns"))
+
+
+def _emit_outer(module: Module, target: Target) -> None:
+    """out[rows, columns] (+)= turned[rows, k] panels, where `turned` has rows of STEPS numbers."""
+    code, lanes = Code(module), module.lanes
+    vectors = code.let(f"udiv i64 {code.add('%columns', lanes - 1)}, {lanes}")
+    step = code.let("select i1 %is_first, i64 0, i64 %ldo")
+    with code.loop(0, vectors, target.tile_width) as column:
+        width = code.smaller(code.sub(vectors, column.index), target.tile_width)
+        at = code.mul(column.index, lanes)
+        out = code.at("%out", at)
+        init = code.let(f"select i1 %is_first, ptr @zeros, ptr {out}")
+        panel = code.at("%panels", code.mul(at, "%k"))
+        _panel(code, "%turned", STEPS, panel, "%k", init, step, out, "%ldo", "%rows", width)
+    arguments = ("ptr %turned", "i64 %rows", "i64 %k", "ptr %panels", "i64 %columns", "ptr %out", "i64 %ldo")
+    code.define("outer_products", (*arguments, "i1 %is_first"))
+
+
+def _emit_add_rows(module: Module) -> None:
+    """total[columns] (+)= sums over rows of a, whole vectors; 64 rows at a time, which keeps errors small."""
+    code, lanes = Code(module), module.lanes
+    together = 4 * lanes
+    whole = code.sub("%columns", code.let(f"urem i64 %columns, {together}"))
+    for begin, end, count in ((0, whole, 4), (whole, "%columns", 1)):
+        with code.loop(begin, end, count * lanes) as column:
+            place = code.at("%total", column.index)
+            zeros = [(code.vector, code.constant(0.0))] * count
+            old = [code.load(place, v * lanes) for v in range(count)]
+            start = [code.select_all("%is_first", code.constant(0.0), value) for value in old]
+            with code.loop(0, "%rows", 64, [(code.vector, value) for value in start]) as block:
+                stop = code.smaller(code.add(block.index, 64), "%rows")
+                with code.loop(block.index, stop, 1, zeros) as row:
+                    line = code.at("%a", code.add(code.mul(row.index, "%lda"), column.index))
+                    row.next = [
+                        code.binary("fadd", value, code.load(line, v * lanes))
+                        for v, value in enumerate(row.values)
+                    ]
+                block.next = [
+                    code.binary("fadd", total, value)
+                    for total, value in zip(block.values, row.results, strict=True)
+                ]
+            for v, value in enumerate(block.results):
+                code.store(value, place, v * lanes)
+    code.define("add_rows", ("ptr %a", "i64 %lda", "i64 %rows", "i64 %columns", "ptr %total", "i1 %is_first"))
