@@ -13,7 +13,6 @@ from cellfuse.runtime import choice, cpu, library
 from cellfuse.runtime.fused import fused_step
 from cellfuse.runtime.kernel_call import SESSIONS
 from cellfuse.runtime.private import OpenMP, openmp
-from cellfuse.runtime.times import Times, starts
 from compare import OPTIONS, assert_as_accurate, assert_same
 
 THREE = ["RNN", "GRU", "LSTM"]

@@ -251,7 +251,10 @@ class Layer(nn.RNNBase):
         made = []
         for state, shape in zip(self.cell.states, self._state_shapes(batch_size), strict=True):
             value = self.cell.initial.get(state, 0.0)
-            made.append(torch.full(shape, float(value), dtype=like.dtype, device=like.device))  # type: ignore[arg-type]
+            if value == 0.0:
+                made.append(torch.zeros(shape, dtype=like.dtype, device=like.device))
+            else:
+                made.append(torch.full(shape, float(value), dtype=like.dtype, device=like.device))  # type: ignore[arg-type]
         return tuple(made)
 
     def _state_shapes(self, batch_size: int) -> list[tuple[int, ...]]:
@@ -392,7 +395,8 @@ class Layer(nn.RNNBase):
         return choice.reasons(self._case(value, self.initial_states(value.size(1), value)))
 
     def _weights(self, block: Block) -> dict[str, Tensor]:
-        return {name: getattr(self, full) for name, full in block.names}
+        known = self._parameters  # quicker than getattr, which also finds what stands for a parameter
+        return {name: known.get(full) if full in known else getattr(self, full) for name, full in block.names}  # type: ignore[misc]
 
     def _case(self, input: Tensor, states: tuple[Tensor, ...], batch_sizes: Tensor | None = None) -> Case:
         return Case(

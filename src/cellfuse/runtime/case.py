@@ -50,12 +50,19 @@ class Case:
     def must_recompute(self) -> bool:
         """Whether there will be a backward pass, and it is to make everything but states again."""
         is_wanted = self.recompute and torch.is_grad_enabled()
-        return is_wanted and any(value.requires_grad for _, value in self.tensors())
+        return is_wanted and any(value.requires_grad for value in self.values())
 
     @property
     def step(self) -> Graph:
         """The graph of one time step, with or without biases."""
         return self.cell.step if self.has_bias else self.cell.step_without_bias
+
+    def values(self) -> list[torch.Tensor]:
+        """Every tensor."""
+        made = [self.input, *self.states]
+        for weights in self.weights:
+            made += weights.values()
+        return made
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor, with a name for messages."""

@@ -42,7 +42,8 @@ class Columns:
         outers: the large products after the loop that belong to matrices of the step.
         native_outers: those of the driver, the one of weight_ih first; the others are block-diagonal.
         targets: the weight and its first row where such a product is a whole run of rows of a gradient.
-        uses: for each weight the matrices it holds, the places of its rows among the pairs of biases, and
+        is_direct: the only parameter is read where it stands.
+        uses: for each weight the slots of what it holds and their first rows, the places of its rows among the pairs of biases, and
             whether it is the input product's matrix.
     """
 
@@ -62,6 +63,7 @@ class Columns:
         count = len(self.program.inputs)
         of_input = [Outer(Place("gradients", 0), self.program.inputs, INPUT, False)] if count else []
         self.native_outers = [*of_input, *(outer for outer in self.outers if not outer.is_by_head)]
+        self.is_direct = len(self.parameters) == 1 and not self._padded["H",]
         self.targets = self._targets()
         self.uses = self._uses()
 
@@ -109,7 +111,14 @@ class Columns:
         names = dict.fromkeys([*(source[0] for source in self.sources.values()), "weight_ih", "bias_ih"])
         made = []
         for name in names:
-            matrices = [(m, self.sources[m][1]) for m in self.matrices if self.sources[m][0] == name]
+            slots = self.layout.slots
+            matrices = [(slots[m], self.sources[m][1]) for m in self.matrices if self.sources[m][0] == name]
+            if self.is_direct:
+                matrices += [
+                    (slots["parameters"], self.sources[p][1])
+                    for p in self.parameters
+                    if self.sources[p][0] == name
+                ]
             pairs = []
             for k, gate in enumerate(self.program.inputs):
                 if name == "bias_ih":

@@ -18,7 +18,7 @@ from cellfuse.runtime.private import (
     is_forward_ad_active,
     is_functorch_active,
 )
-from cellfuse.runtime.times import Times, starts
+from cellfuse.runtime.times import Times, equal_times
 
 
 def why_not(case: Case) -> str:
@@ -32,7 +32,7 @@ def why_not(case: Case) -> str:
 
 def _why_not(case: Case) -> str:
     input = case.input
-    if input.device.type != "cpu":
+    if not input.is_cpu:
         return f"the input is on {input.device.type}, not on a CPU"
     if input.dtype not in (torch.float32, torch.float64):
         return f"CPU kernels compute in float32 and float64, not in {input.dtype}"
@@ -47,16 +47,28 @@ def _why_not(case: Case) -> str:
         return "a torch dispatch mode is active, which could not see into the kernel"
     if torch.jit.is_tracing():
         return "torch.jit.trace cannot see into the kernel and would record its result as a constant"
-    for name, value in case.tensors():
-        if value.dtype != input.dtype or value.device != input.device:
-            return f"{name} is {value.dtype} on {value.device}, the input {input.dtype} on {input.device}"
-        if is_compiling:  # torch.compile gives the operator plain memory
-            continue
-        if type(value) not in (Tensor, torch.nn.Parameter):
-            return f"{name} is a {type(value).__name__}, which may not be plain memory"
-        if value.layout is not torch.strided or value.is_neg():
-            return f"{name} is a {value.layout} or negated view, which is not plain memory"
+    for value in case.values():
+        if value.dtype is not input.dtype or not value.is_cpu or (not is_compiling and not _is_plain(value)):
+            return next(filter(None, (_why_not_value(case, *each) for each in case.tensors())), "")
     return ""
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor is numbers in memory; what torch.compile gives the operator always is."""
+    kind = type(value)
+    is_dense = (kind is Tensor or kind is torch.nn.Parameter) and value.layout is torch.strided
+    return is_dense and not value.is_neg()
+
+
+def _why_not_value(case: Case, name: str, value: Tensor) -> str:
+    input = case.input
+    if value.dtype != input.dtype or value.device != input.device:
+        return f"{name} is {value.dtype} on {value.device}, the input {input.dtype} on {input.device}"
+    if torch.compiler.is_compiling() or _is_plain(value):
+        return ""
+    if type(value) not in (Tensor, torch.nn.Parameter):
+        return f"{name} is a {type(value).__name__}, which may not be plain memory"
+    return f"{name} is a {value.layout} or negated view, which is not plain memory"
 
 
 def why_rather_not(case: Case) -> str:
@@ -132,6 +144,6 @@ def _run_operator(
 def _times(case: Case, is_reverse: bool) -> Times:
     if case.batch_sizes is None:
         steps, batch = case.input.shape[:2]
-        return Times(starts(steps, batch), batch, is_reverse)
+        return equal_times(steps, batch, is_reverse)
     sizes = case.batch_sizes
-    return Times(F.pad(sizes.cumsum(0), (1, 0)), int(sizes[0]), is_reverse, sizes)
+    return Times(F.pad(sizes.cumsum(0), (1, 0)), sizes.shape[0], int(sizes[0]), is_reverse, sizes)

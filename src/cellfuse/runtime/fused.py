@@ -91,22 +91,22 @@ class Fused:
                 self._step = StepKernel(self.layout)
             return self._step
 
-    def _session(self, loop: str, x: Tensor, times: Times, needs_x: bool = False) -> tuple[object, Session]:
-        """A session for calls of these sizes, and its key."""
-        input_size, batch, is_packed = x.shape[1], times.batch, times.batch_sizes is not None
+    def _session(self, loop: str, x: Tensor, times: Times, needs_x: bool = False) -> Session:
+        """A session for calls of these sizes."""
+        rows, input_size = x.shape
         threads = torch.get_num_threads()
-        if threads > 1:
-            threads = max(1, min(threads, self._multiplications(loop, x, times) // _WORTH))
-        key = (self, loop, len(x), times.steps, batch, input_size, threads, is_packed, needs_x)
-        session = SESSIONS.take(key)
-        return key, session or self._new_session(loop, x, times, threads, needs_x)
+        is_packed = times.batch_sizes is not None
+        sizes = (rows, times.steps, times.batch, input_size, threads)
+        key = (self, loop, sizes, is_packed, times.is_reverse, needs_x)
+        return SESSIONS.take(key) or self._new_session(key, loop, x, times, threads, needs_x)
 
-    def _multiplications(self, loop: str, x: Tensor, times: Times) -> int:
-        width = self.layout.strides["products"]
-        return len(x) * (self._work + width * x.shape[1]) * (2 if loop == "backward" else 1)
-
-    def _new_session(self, loop: str, x: Tensor, times: Times, threads: int, needs_x: bool) -> Session:
+    def _new_session(
+        self, key: object, loop: str, x: Tensor, times: Times, threads: int, needs_x: bool
+    ) -> Session:
         layout, kernel, batch = self.layout, self._kernel(loop), times.batch
+        work = len(x) * (self._work + layout.strides["products"] * x.shape[1])
+        work *= 2 if loop == "backward" else 1
+        threads = max(1, min(threads, work // _WORTH))
         strides, emitted, lanes = layout.strides, kernel.emitted, layout.lanes
         is_backward, gates, input_size = loop == "backward", len(self.program.inputs), x.shape[1]
         chunk = self.chunk(loop, times)
@@ -133,7 +133,12 @@ class Fused:
             working["*rights"] = steps * sum(widths)
             working["*lefts"] = large.LEFTS * large.STEPS * threads
         name = "backward" if is_backward else "forward"
-        session = Session(self, name, working, 2 * len(self.shapes), 2 * gates, threads)
+        session = Session(self, key, name, working, 2 * len(self.shapes), 2 * gates, threads)
+        session.plan(times.steps, chunk, work)
+        slots = layout.slots
+        session.table[slots["origin"]] = times.steps - 1 if times.is_reverse else 0
+        session.table[slots["direction"]] = -1 if times.is_reverse else 1
+        session.table[slots["batch"]] = batch
         if projects:
             session.memory_of("*bias", strides["products"]).zero_()  # also where there are no units
         session.outers = (ctypes.c_int64 * (len(OUTER) * len(outers)))()
@@ -198,25 +203,22 @@ class Fused:
                 alive.append(value)
             pointer = value.data_ptr()
             row = value.stride(0) * size if value.dim() > 1 else size
-            for label, first in matrices:
-                table[self.layout.slots[label]] = pointer + first * row
+            for slot, first in matrices:
+                table[slot] = pointer + first * row
             for place, first in pairs:
                 biases[place] = pointer + first * size
             if is_input:
                 session.set(weight=pointer)
-        if columns.parameters:
+        if columns.parameters and not columns.is_direct:
             parts = [columns.spread(columns.leaf(weights, n), ("H",)) for n in columns.parameters]
             alive.append(torch.cat(parts) if len(parts) > 1 else parts[0].contiguous())
             session.give("parameters", alive[-1])
         if columns.constants:
             alive.append(torch.stack([columns.leaf(weights, n) for n in columns.constants]))
             session.give("constants", alive[-1])
-        slots = session.slots
-        table[slots["origin"]] = times.steps - 1 if times.is_reverse else 0
-        table[slots["direction"]] = -1 if times.is_reverse else 1
-        table[slots["batch"]] = times.batch
-        table[slots["starts"]] = times.starts.data_ptr()
-        session.set(starts=times.starts.data_ptr(), is_reverse=times.is_reverse)
+        starts = times.starts.data_ptr()
+        table[session.slots["starts"]] = starts
+        session.set(starts=starts)
         return alive
 
     def forward(
@@ -233,9 +235,9 @@ class Fused:
             output [T, B, H], or [N, H] for packed input; final states [B, ...]; what was kept.
         """
         loop, steps, batch, columns = "forward" if keep else "infer", times.steps, times.batch, self.columns
-        key, session = self._session(loop, x, times)
+        session = self._session(loop, x, times)
         alive = self._give_weights(session, times, weights)
-        rows, strides, buffers = len(x), self.layout.strides, {}
+        rows, strides, buffers = x.shape[0], self.layout.strides, {}
         for name in ("kept", "kept_numbers", "output"):
             if strides.get(name) and (keep or name == "output"):
                 buffers[name] = x.new_empty(rows, strides[name])
@@ -277,13 +279,13 @@ class Fused:
                 finals.append(x.new_empty(batch, width))
                 after.append((finals[-1].data_ptr(), base + last * size, size))
         session.copy(before, after)
-        session.run(steps, self.chunk(loop, times), self._multiplications(loop, x, times))
+        session.run()
         if len(finals) < len(states):
             finals = [
                 columns.gather(self._final(slab, times, keep), shape).clone(memory_format=torch.contiguous_format)
                 for slab, shape in zip(slabs, self.shapes, strict=True)
             ]
-        SESSIONS.give_back(key, session)
+        SESSIONS.give_back(session)
         if place.buffer == "after":
             output = self._states_of_rows(slabs[place.column], times, "after")
         else:
@@ -327,9 +329,9 @@ class Fused:
     ) -> tuple[Tensor | None, list[Tensor], dict[str, Tensor]]:
         """Gradients of x (unless it needs none), of the initial states and of each weight."""
         columns, strides, gates = self.columns, self.layout.strides, len(self.program.inputs)
-        key, session = self._session("backward", x, times, needs_x)
+        session = self._session("backward", x, times, needs_x)
         alive = self._give_weights(session, times, weights)
-        rows, size = len(x), self.size
+        rows, size = x.shape[0], self.size
         session.set(x=x.data_ptr())
         before: dict[Place, Tensor | int] = {}
         for k, slab in enumerate(kept.slabs):
@@ -387,8 +389,8 @@ class Fused:
             session.outers[at + _RIGHT] = right.data_ptr() if isinstance(right, Tensor) else right
             session.outers[at + _OUT] = out
         session.copy((), ())
-        session.run(times.steps, self.chunk("backward", times), self._multiplications("backward", x, times))
-        SESSIONS.give_back(key, session)
+        session.run()
+        SESSIONS.give_back(session)
         if strides["gradient_numbers"]:
             sums["gradient_numbers"] = numbers.sum(0)
         for outer in self.by_head:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cellfuse.runtime.fused import Fused
 
 _AT = {name: slot for slot, name in enumerate(CALL)}
+_COPIES = _AT["copies_before"]  # followed by copies_after
 # Multiplications that one native call may take, about 50 ms of them: Python looks for Ctrl-C in between.
 _LONGEST = 1 << 31
 # Bytes of working memory that sessions may hold between calls.
@@ -34,6 +35,7 @@ class Session:
     """Tables and working memory for calls of one kernel with the same sizes; one call at a time.
 
     Args:
+        key: of the sizes.
         name: "forward" or "backward", of the driver's function.
         working: numbers of working memory by the name of their slot in the kernel's table, or in the
             driver's with a leading "*".
@@ -41,14 +43,23 @@ class Session:
     """
 
     def __init__(
-        self, fused: Fused, name: str, working: Mapping[str, int], copies: int, biases: int, threads: int
+        self,
+        fused: Fused,
+        key: object,
+        name: str,
+        working: Mapping[str, int],
+        copies: int,
+        biases: int,
+        threads: int,
     ) -> None:
         size, layout = fused.size, fused.layout
+        self.key = key
         self.fused, self.name, self.threads = fused, name, threads
         self.slots, self.strides, self.size = layout.slots, layout.strides, size
         self.driver: Driver = driver(layout.bits, layout.target)
         self.table = (ctypes.c_int64 * len(layout.slots))()
         self.call = (ctypes.c_int64 * len(CALL))()
+        self._run, self._address = self.driver.run[name], ctypes.addressof(self.call)
         self.copies = (ctypes.c_int64 * (3 * copies))()
         self.biases = (ctypes.c_int64 * biases)()
         self.outers: ctypes.Array[ctypes.c_int64] = (ctypes.c_int64 * 0)()
@@ -106,32 +117,37 @@ class Session:
 
     def copy(self, before: Sequence[tuple[int, int, int]], after: Sequence[tuple[int, int, int]]) -> None:
         """(to, from, bytes) of what is copied before and after the loop."""
-        self.set(copies_before=len(before), copies_after=len(after))
-        if before or after:
-            values = [value for copy in (*before, *after) for value in copy]
-            self.copies[: len(values)] = values
+        self.call[_COPIES] = len(before)
+        self.call[_COPIES + 1] = len(after)
+        values = [value for copy in (*before, *after) for value in copy]
+        self.copies[: len(values)] = values
 
-    def run(self, steps: int, chunk: int, work: int) -> None:
-        """Run all time steps, in pieces so short that Ctrl-C is noticed.
+    def plan(self, steps: int, chunk: int, work: int) -> None:
+        """Cut the time steps into pieces so short that Ctrl-C is noticed in between.
 
         Args:
             chunk: time steps between the loop and the products around it.
-            work: multiplications.
+            work: multiplications in all.
         """
         pieces = min(-(-work // (_LONGEST * self.threads)), -(-steps // chunk))
         size = -(-steps // (chunk * max(1, pieces))) * chunk
         ends = [*range(0, steps, size), steps]
-        parts = list(zip(ends[:-1], ends[1:], strict=True))
-        is_backward = self.name == "backward"
-        self.set(steps=steps, chunk=chunk)
-        for k, (first, last) in enumerate(parts):
-            if is_backward:
-                first, last = steps - last, steps - first
-            self.set(first=first, last=last, is_begin=k == 0, is_end=k == len(parts) - 1)
+        self.pieces = list(zip(ends[:-1], ends[1:], strict=True))
+        if self.name == "backward":
+            self.pieces = [(steps - last, steps - first) for first, last in self.pieces]
+        self.set(steps=steps, chunk=chunk, first=0, last=steps, is_begin=1, is_end=1)
+
+    def run(self) -> None:
+        """Run all time steps."""
+        if len(self.pieces) == 1:
+            self._enter()
+            return
+        for k, (first, last) in enumerate(self.pieces):
+            self.set(first=first, last=last, is_begin=k == 0, is_end=k == len(self.pieces) - 1)
             self._enter()
 
     def _enter(self) -> None:
-        run, call = self.driver.run[self.name], ctypes.addressof(self.call)
+        run, call = self._run, self._address
         if self.threads == 1:
             run(call, 0, 1)
             return
@@ -160,7 +176,7 @@ class Sessions:
     """Sessions between calls, by key, the last used ones; any thread may take one."""
 
     def __init__(self) -> None:
-        self._free: list[tuple[object, Session]] = []
+        self._free: list[Session] = []
         self._held = 0
         self._lock = threading.Lock()
 
@@ -168,21 +184,21 @@ class Sessions:
         """A free session, which is no one else's until it is given back."""
         with self._lock:
             for k in range(len(self._free) - 1, -1, -1):
-                if self._free[k][0] == key:
-                    session = self._free.pop(k)[1]
+                if self._free[k].key == key:
+                    session = self._free.pop(k)
                     self._held -= session.bytes
                     return session
         return None
 
-    def give_back(self, key: object, session: Session) -> None:
+    def give_back(self, session: Session) -> None:
         """Keep a session for later; the longest unused ones are dropped if all hold too much."""
         if session.bytes > _HELD // 2:
             return
         with self._lock:
-            self._free.append((key, session))
+            self._free.append(session)
             self._held += session.bytes
             while self._held > _HELD or len(self._free) > 64:
-                self._held -= self._free.pop(0)[1].bytes
+                self._held -= self._free.pop(0).bytes
 
     def clear(self) -> None:
         """Drop all."""

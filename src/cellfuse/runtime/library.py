@@ -18,7 +18,7 @@ from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.errors import BackendError
 from cellfuse.runtime.fused import Fused, Kept, fused_step
 from cellfuse.runtime.private import below_autograd, is_forward_ad_active, is_functorch_active
-from cellfuse.runtime.times import Times, starts
+from cellfuse.runtime.times import Times, equal_times
 
 _library = torch.library.Library("cellfuse", "DEF")
 # cell: number of the cell in this process. sizes: H, P, N. kept: what the forward loop left.
@@ -45,7 +45,7 @@ def _kept_names(fused: Fused) -> list[str]:
 
 
 def _times(x: Tensor, is_reverse: bool) -> Times:
-    return Times(starts(x.shape[0], x.shape[1]), x.shape[1], is_reverse)
+    return equal_times(x.shape[0], x.shape[1], is_reverse)
 
 
 def _forward(

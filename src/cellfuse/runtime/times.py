@@ -15,28 +15,17 @@ class Times:
 
     Attributes:
         starts: row of each time step in [N, ...] tensors, and N at the end: [T + 1], int64.
+        steps: T.
         batch: B, sequences at the start.
         is_reverse: the last time step is computed first.
         batch_sizes: for packed input, the sequences alive at each time step.
     """
 
     starts: Tensor
+    steps: int
     batch: int
     is_reverse: bool
     batch_sizes: Tensor | None = None
-
-    @property
-    def steps(self) -> int:
-        """T."""
-        return len(self.starts) - 1
-
-    def rows(self, first: int, last: int) -> tuple[int, int]:
-        """First row and end of the steps from `first` to `last`, counted in the order of computation."""
-        if self.is_reverse:
-            first, last = self.steps - last, self.steps - first
-        if self.batch_sizes is None:
-            return first * self.batch, last * self.batch
-        return int(self.starts[first]), int(self.starts[last])
 
     def alive(self) -> Tensor:
         """For packed input the position of each row in [T, B]."""
@@ -46,6 +35,6 @@ class Times:
 
 
 @lru_cache(maxsize=64)
-def starts(steps: int, batch: int) -> Tensor:
-    """`Times.starts` of sequences of equal length."""
-    return torch.arange(steps + 1, device="cpu") * batch
+def equal_times(steps: int, batch: int, is_reverse: bool) -> Times:
+    """Of sequences of equal length."""
+    return Times(torch.arange(steps + 1, device="cpu") * batch, steps, batch, is_reverse)
