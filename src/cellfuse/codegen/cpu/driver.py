@@ -57,7 +57,7 @@ def emit_driver(bits: int, target: Target) -> str:
         _Driver(module, target, name).emit()
         _emit_enter(module, name)
     yields = "declare i32 @sched_yield()" if sys.platform != "win32" else ""
-    pause = "call void @llvm.x86.sse2.pause()" if target.name in ("avx512", "avx2", "sse") else ""
+    pause = "call void @llvm.x86.sse2.pause()" if target.name != "neon" else ""
     declare = "declare void @llvm.x86.sse2.pause()" if pause else ""
     wait = _MEET.replace("PAUSE", pause).replace("YIELD", "call i32 @sched_yield()" if yields else "add i32 0, 0")
     zeros = f"@zeros = internal constant [{16 * module.lanes} x {module.number}] zeroinitializer, align 64\n"

@@ -37,7 +37,7 @@ class Emitted:
 
 def emit(layout: Layout, loops: tuple[str, ...] = LOOPS) -> Emitted:
     """The text of some loops of a program."""
-    module = Module(layout.bits, layout.lanes)
+    module = Module(layout.bits, layout.lanes, layout.target.has_slow_division)
     weights, scratch, gathered, widths = {}, 0, 0, set()
     for name in loops:
         loop = LoopText(module, layout, name)

@@ -105,6 +105,19 @@ def expm1(code: Code, x: str) -> str:
     return code.select(code.compare("ogt", x, code.constant(form.limit)), code.constant(math.inf), value)
 
 
+def _quotient(code: Code, a: str, b: str) -> str:
+    """a / b for 0.5 <= b < 2**126, or NaN."""
+    if not code.module.has_slow_division or code.module.bits != 32:
+        return code.binary("fdiv", a, b)
+    name = "llvm.x86.avx512.rcp14.ps.512"
+    code.module.declare(name, code.vector, [code.vector, code.vector, "i16"])
+    near = code.let(f"call {code.vector} @{name}({code.vector} {b}, {code.vector} {b}, i16 -1)")  # 14 bits
+    minus = code.let(f"fneg {code.vector} {b}")
+    near = code.fma(code.fma(minus, near, code.constant(1.0)), near, near)
+    value = code.binary("fmul", a, near)
+    return code.fma(code.fma(minus, value, a), near, value)
+
+
 def sigmoid(code: Code, x: str) -> str:
     """1 / (1 + e**-x)."""
     form = FORMATS[code.module.bits]
@@ -112,7 +125,7 @@ def sigmoid(code: Code, x: str) -> str:
     half, expm1 = _power(code, at_least(code, at_most(code, minus, form.limit - 0.7), form.lowest))
     # Twice the numbers are halved away: 0.5 / (0.5 + e / 2).
     below = code.fma(half, expm1, code.binary("fadd", half, code.constant(0.5)))
-    return code.binary("fdiv", code.constant(0.5), below)
+    return _quotient(code, code.constant(0.5), below)
 
 
 def tanh(code: Code, x: str) -> str:
@@ -120,7 +133,7 @@ def tanh(code: Code, x: str) -> str:
     size = at_most(code, code.call("fabs", x), 20.0)
     half, expm1 = _power(code, code.binary("fadd", size, size))
     above = code.fma(half, expm1, code.binary("fsub", half, code.constant(0.5)))
-    value = code.binary("fdiv", above, code.binary("fadd", above, code.constant(1.0)))
+    value = _quotient(code, above, code.binary("fadd", above, code.constant(1.0)))
     return code.call("copysign", value, x)
 
 

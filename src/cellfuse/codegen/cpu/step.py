@@ -24,7 +24,7 @@ _DOTS = (
 
 def emit_step(layout: Layout) -> tuple[str, int, int]:
     """The text of run_step, which takes a table of `layout.step_slots`; sizes as in `emit.Emitted`."""
-    module = Module(layout.bits, layout.lanes)
+    module = Module(layout.bits, layout.lanes, layout.target.has_slow_division)
     text = _StepText(module, layout)
     text.emit()
     _emit_dots(module)

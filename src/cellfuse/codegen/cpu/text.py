@@ -17,10 +17,12 @@ class Module:
     Attributes:
         bits: 32 or 64, of the numbers.
         lanes: numbers in a vector.
+        has_slow_division: see `target.Target`.
     """
 
     bits: int
     lanes: int
+    has_slow_division: bool = False
     functions: dict[str, str] = field(default_factory=dict)
     declarations: dict[str, str] = field(default_factory=dict)
 
