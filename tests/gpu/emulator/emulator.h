@@ -116,7 +116,6 @@ inline float __shfl_down_sync(unsigned, float x, int by, int = 32) {
 // ---- what device.cuh says in PTX ----
 #define DEV static inline
 #define KERNEL extern "C"
-#define KEPT_LOOP
 inline unsigned char* shared_memory() { return emulator::here->shared; }
 inline void sync_cluster() { emulator::cluster_barrier(); }
 inline void barrier_init(u64* barrier, u32 count) { emulator::barrier_init(barrier, count); }
