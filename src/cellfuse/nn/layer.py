@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from cellfuse.cell import Cell
 from cellfuse.errors import InputError, ShapeError
-from cellfuse.nn import arguments, streaming, tracing
+from cellfuse.nn import arguments, quick, streaming, tracing
 from cellfuse.nn.parameters import Block, blocks, initialise
 from cellfuse.runtime import choice
 from cellfuse.runtime.case import Case
@@ -286,6 +286,10 @@ class Layer(nn.RNNBase):
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
+        if type(input) is Tensor:
+            made = quick.sequence(self, input, hx)
+            if made is not None:
+                return made
         proxy = tracing.leaf(self, input, hx) if type(input) is not Tensor else None
         if proxy is not None:
             return proxy  # type: ignore[no-any-return]
@@ -352,9 +356,9 @@ class Layer(nn.RNNBase):
                 f"{self._get_name()}.step: expected x_t [B, I] or [I], got {given}. For a whole "
                 "sequence call the layer itself."
             )
-        quick = streaming.step(self, x_t, state)
-        if quick is not None:
-            return quick
+        made = streaming.step(self, x_t, state)
+        if made is not None:
+            return made
         time_dim = 1 if self.batch_first and x_t.dim() == 2 else 0
         output, new_state = self(x_t.unsqueeze(time_dim), state)
         return output.squeeze(time_dim), new_state

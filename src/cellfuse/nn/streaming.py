@@ -5,7 +5,6 @@ Does not compute: see `cellfuse.runtime.step`.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,48 +13,13 @@ from torch import Tensor
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.errors import BackendError, InputError, OptionError, ShapeError
 from cellfuse.nn import arguments
+from cellfuse.nn.quick import of
 from cellfuse.runtime.fused import fused_step
 from cellfuse.runtime.private import has_global_hooks
 from cellfuse.runtime.step import Step, is_mode_active, is_plain
 
 if TYPE_CHECKING:
     from cellfuse.nn.layer import Layer, State
-
-_MOST = 4  # batch sizes whose memory a layer keeps
-
-
-class Quick:
-    """What a layer needs for steps without gradient; made at the first one and not saved with the layer.
-
-    Weights are looked up, checked and read at every step, so no change of theirs can be missed.
-    """
-
-    def __init__(self, layer: Layer) -> None:
-        self.weights = [
-            (k, name, full, slot.shape)
-            for k, block in enumerate(layer._blocks())
-            for (name, full), slot in zip(block.names, block.slots, strict=True)
-        ]
-        # Of each batch size (0: no batch axis) and dtype those that no thread is using.
-        self.free: dict[tuple[int, torch.dtype], list[Step]] = {}
-
-    def take(self, layer: Layer, key: tuple[int, torch.dtype]) -> Step:
-        """Memory for a step, which must be given back."""
-        free = self.free.get(key)
-        if free:
-            with suppress(IndexError):  # another thread was quicker
-                return free.pop()
-        if len(self.free) >= _MOST:
-            self.free = {}
-        self.free.setdefault(key, [])
-        return make(layer, *key)
-
-    def give(self, key: tuple[int, torch.dtype], step: Step) -> None:
-        """Take back what `take` has given."""
-        free = self.free.get(key)
-        if free is not None:
-            free.append(step)
-
 
 def make(layer: Layer, batch: int, dtype: torch.dtype) -> Step:
     """The memory and tables of one step of a layer. batch: 0 for states without a batch axis."""
@@ -89,26 +53,15 @@ def step(layer: Layer, x: Tensor, state: Any) -> tuple[Tensor, State] | None:
     is_grad = torch.is_grad_enabled()
     if is_grad and x.requires_grad:
         return None
-    quick = layer.__dict__.get("_quick")
+    quick = of(layer)
     if quick is None:
-        if not _may_be_quick(layer):
-            return None
-        quick = layer.__dict__["_quick"] = Quick(layer)
-    key = (shape[0] if is_batched else 0, dtype)
-    made = quick.take(layer, key)
+        return None
+    sizes = shape[0] if is_batched else 0, dtype
+    key = ("step", *sizes)
+    made: Step = quick.take(key, lambda: make(layer, *sizes))
     try:
-        parameters, buffers, bound = layer._parameters, layer._buffers, made.bound
-        for k, name, full, wanted in quick.weights:
-            value: Tensor | None = parameters.get(full)
-            if value is None:
-                value = buffers.get(full)
-            # Anything else is computed by a property, as parametrizations are.
-            if value is None or value.shape != wanted or not is_plain(value, dtype):
-                return None
-            if is_grad and value.requires_grad:
-                return None
-            if value.data_ptr() != bound[k][name]:
-                made.bind(k, name, value)
+        if not quick.bind(layer, made, dtype, is_grad):
+            return None
         before = made.initial if state is None else made.states(state, is_grad)
         if before is None:
             return None
@@ -116,12 +69,6 @@ def step(layer: Layer, x: Tensor, state: Any) -> tuple[Tensor, State] | None:
     finally:
         quick.give(key, made)
     return y, after[0] if len(after) == 1 else tuple(after)
-
-
-def _may_be_quick(layer: Layer) -> bool:
-    from cellfuse.nn.layer import Layer
-
-    return type(layer).forward is Layer.forward and "forward" not in layer.__dict__
 
 
 class Stepper:

@@ -32,6 +32,23 @@ class Outer:
     is_by_head: bool
 
 
+@dataclass(frozen=True)
+class Use:
+    """Where a kernel reads a weight.
+
+    Attributes:
+        name: of the weight.
+        slots: entries of the kernel's table, and the first rows they point to.
+        biases: entries among the driver's pairs of biases, and the first numbers.
+        is_input: whether it is the input product's matrix.
+    """
+
+    name: str
+    slots: tuple[tuple[int, int], ...]
+    biases: tuple[tuple[int, int], ...]
+    is_input: bool
+
+
 INPUT = Place("x", 0)  # stands for the layer's input on the right of weight_ih's product
 
 
@@ -43,8 +60,7 @@ class Columns:
         native_outers: those of the driver, the one of weight_ih first; the others are block-diagonal.
         targets: the weight and its first row where such a product is a whole run of rows of a gradient.
         is_direct: the only parameter is read where it stands.
-        uses: for each weight the slots of what it holds and their first rows, the places of its rows among the pairs of biases, and
-            whether it is the input product's matrix.
+        uses: where the kernel reads each weight.
     """
 
     def __init__(self, cell: Cell, layout: Layout) -> None:
@@ -106,7 +122,7 @@ class Columns:
         offsets = self.layout.offsets["gradients"]
         return offsets[outer.left.column], offsets[outer.left.column + len(outer.labels)]
 
-    def _uses(self) -> list[tuple[str, list[tuple[str, int]], list[tuple[int, int]], bool]]:
+    def _uses(self) -> list[Use]:
         H, into = self.layout.sizes.hidden, dict(self.program.moved)
         names = dict.fromkeys([*(source[0] for source in self.sources.values()), "weight_ih", "bias_ih"])
         made = []
@@ -130,7 +146,7 @@ class Columns:
                 ]
             is_input = name == "weight_ih" and bool(self.program.inputs)
             if matrices or pairs or is_input:
-                made.append((name, matrices, pairs, is_input))
+                made.append(Use(name, tuple(matrices), tuple(pairs), is_input))
         return made
 
     def is_padded(self, shape: Shape) -> bool:

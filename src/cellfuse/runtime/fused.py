@@ -98,19 +98,24 @@ class Fused:
         is_packed = times.batch_sizes is not None
         sizes = (rows, times.steps, times.batch, input_size, threads)
         key = (self, loop, sizes, is_packed, times.is_reverse, needs_x)
-        return SESSIONS.take(key) or self._new_session(key, loop, x, times, threads, needs_x)
+        session = SESSIONS.take(key)
+        if session is None:
+            session = self.new_session(loop, rows, input_size, times, needs_x)
+            session.key = key
+        return session
 
-    def _new_session(
-        self, key: object, loop: str, x: Tensor, times: Times, threads: int, needs_x: bool
+    def new_session(
+        self, loop: str, rows: int, input_size: int, times: Times, needs_x: bool = False
     ) -> Session:
-        layout, kernel, batch = self.layout, self._kernel(loop), times.batch
-        work = len(x) * (self._work + layout.strides["products"] * x.shape[1])
+        """A session of its own, for a number of rows in all."""
+        layout, kernel, batch, threads = self.layout, self._kernel(loop), times.batch, torch.get_num_threads()
+        work = rows * (self._work + layout.strides["products"] * input_size)
         work *= 2 if loop == "backward" else 1
         threads = max(1, min(threads, work // _WORTH))
         strides, emitted, lanes = layout.strides, kernel.emitted, layout.lanes
-        is_backward, gates, input_size = loop == "backward", len(self.program.inputs), x.shape[1]
+        is_backward, gates = loop == "backward", len(self.program.inputs)
         chunk = self.chunk(loop, times)
-        rows = min(len(x), chunk * batch)
+        rows = min(rows, chunk * batch)
         wide = -(-input_size // lanes) * lanes
         working = {name: strides[name] * batch for name in (f"{loop}_temp", f"{loop}_numbers")}
         working |= {f"{loop}_weights": emitted.weights[loop], "scratch": emitted.scratch * threads}
@@ -133,7 +138,7 @@ class Fused:
             working["*rights"] = steps * sum(widths)
             working["*lefts"] = large.LEFTS * large.STEPS * threads
         name = "backward" if is_backward else "forward"
-        session = Session(self, key, name, working, 2 * len(self.shapes), 2 * gates, threads)
+        session = Session(self, name, working, 2 * len(self.shapes), 2 * gates, threads)
         session.plan(times.steps, chunk, work)
         slots = layout.slots
         session.table[slots["origin"]] = times.steps - 1 if times.is_reverse else 0
@@ -192,23 +197,15 @@ class Fused:
 
     def _give_weights(self, session: Session, times: Times, weights: Weights) -> list[Tensor]:
         """Point to the weights as they stand; returns what must live as long as the call."""
-        table, biases, size, columns = session.table, session.biases, self.size, self.columns
-        alive: list[Tensor] = []
-        for name, matrices, pairs, is_input in columns.uses:
-            value = weights.get(name)
+        columns, alive = self.columns, []
+        for use in columns.uses:
+            value = weights.get(use.name)
             if value is None:
                 continue
             if not value.is_contiguous():
                 value = value.contiguous()
                 alive.append(value)
-            pointer = value.data_ptr()
-            row = value.stride(0) * size if value.dim() > 1 else size
-            for slot, first in matrices:
-                table[slot] = pointer + first * row
-            for place, first in pairs:
-                biases[place] = pointer + first * size
-            if is_input:
-                session.set(weight=pointer)
+            session.bind(use, value)
         if columns.parameters and not columns.is_direct:
             parts = [columns.spread(columns.leaf(weights, n), ("H",)) for n in columns.parameters]
             alive.append(torch.cat(parts) if len(parts) > 1 else parts[0].contiguous())
@@ -216,9 +213,7 @@ class Fused:
         if columns.constants:
             alive.append(torch.stack([columns.leaf(weights, n) for n in columns.constants]))
             session.give("constants", alive[-1])
-        starts = times.starts.data_ptr()
-        table[session.slots["starts"]] = starts
-        session.set(starts=starts)
+        session.set_starts(times.starts)
         return alive
 
     def forward(

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from cellfuse.codegen.cpu.compile import Driver, driver
 from cellfuse.codegen.cpu.driver import CALL
+from cellfuse.runtime.columns import Use
 from cellfuse.runtime.private import OpenMP, openmp
 
 if TYPE_CHECKING:
     from cellfuse.runtime.fused import Fused
 
-_AT = {name: slot for slot, name in enumerate(CALL)}
-_COPIES = _AT["copies_before"]  # followed by copies_after
+AT = {name: slot for slot, name in enumerate(CALL)}
+_COPIES = AT["copies_before"]  # followed by copies_after
 # Multiplications that one native call may take, about 50 ms of them: Python looks for Ctrl-C in between.
 _LONGEST = 1 << 31
 # Bytes of working memory that sessions may hold between calls.
@@ -34,8 +35,10 @@ _HELD = 1 << 26
 class Session:
     """Tables and working memory for calls of one kernel with the same sizes; one call at a time.
 
+    Attributes:
+        key: of the sizes, in `SESSIONS`.
+
     Args:
-        key: of the sizes.
         name: "forward" or "backward", of the driver's function.
         working: numbers of working memory by the name of their slot in the kernel's table, or in the
             driver's with a leading "*".
@@ -45,7 +48,6 @@ class Session:
     def __init__(
         self,
         fused: Fused,
-        key: object,
         name: str,
         working: Mapping[str, int],
         copies: int,
@@ -53,7 +55,7 @@ class Session:
         threads: int,
     ) -> None:
         size, layout = fused.size, fused.layout
-        self.key = key
+        self.key: object = None
         self.fused, self.name, self.threads = fused, name, threads
         self.slots, self.strides, self.size = layout.slots, layout.strides, size
         self.driver: Driver = driver(layout.bits, layout.target)
@@ -77,7 +79,7 @@ class Session:
         self.places = {key: place // size for key, place in places.items()}
         for key, place in places.items():
             if key.startswith("*"):
-                self.call[_AT[key[1:]]] = base + place
+                self.call[AT[key[1:]]] = base + place
             elif key in self.slots:
                 self.table[self.slots[key]] = base + place
         self.set(
@@ -96,7 +98,7 @@ class Session:
         """Entries of the driver's table."""
         call = self.call
         for name, value in values.items():
-            call[_AT[name]] = value
+            call[AT[name]] = value
 
     def memory_of(self, key: str, numbers: int) -> Tensor:
         """A part of the working memory, of these calls only."""
@@ -114,6 +116,23 @@ class Session:
         """Point to a state's slabs and to its initial value."""
         first = self.slots[f"states.{k}"]  # followed by initial.k and mask.k
         self.table[first : first + 3] = slabs, initial, mask
+
+    def set_starts(self, starts: Tensor) -> None:
+        """Point to the row of each time step."""
+        pointer = starts.data_ptr()
+        self.table[self.slots["starts"]] = pointer
+        self.call[AT["starts"]] = pointer
+
+    def bind(self, use: Use, value: Tensor) -> None:
+        """Point to a weight, which is dense."""
+        pointer = value.data_ptr()
+        row = value.stride(0) * self.size if value.dim() > 1 else self.size
+        for slot, first in use.slots:
+            self.table[slot] = pointer + first * row
+        for place, first in use.biases:
+            self.biases[place] = pointer + first * self.size
+        if use.is_input:
+            self.call[AT["weight"]] = pointer
 
     def copy(self, before: Sequence[tuple[int, int, int]], after: Sequence[tuple[int, int, int]]) -> None:
         """(to, from, bytes) of what is copied before and after the loop."""

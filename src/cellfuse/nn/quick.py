@@ -1,0 +1,139 @@
+"""The quick ways of a layer without gradients: whole sequences and single steps, with memory made before.
+
+Each returns None where the general way is to run, or to raise its error. Does not compute: see
+`cellfuse.runtime.whole` and `cellfuse.runtime.step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cellfuse.codegen.cpu.layout import Sizes
+from cellfuse.runtime import choice
+from cellfuse.runtime.fused import fused_step
+from cellfuse.runtime.step import is_mode_active, is_plain
+from cellfuse.runtime.times import equal_times
+from cellfuse.runtime.whole import Whole
+
+if TYPE_CHECKING:
+    from cellfuse.nn.layer import Layer, State
+
+_MOST = 4  # sizes whose memory a layer keeps, of each kind
+_LARGEST = 1 << 24  # bytes of memory that a layer keeps for one size
+
+
+class Quick:
+    """What a layer needs for quick calls; made at the first one and not saved with the layer.
+
+    Weights are looked up, checked and read at every call, so no change of theirs can be missed.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self.weights = [
+            (k, name, full, slot.shape)
+            for k, block in enumerate(layer._blocks())
+            for (name, full), slot in zip(block.names, block.slots, strict=True)
+        ]
+        # By kind and sizes, those that no thread is using; None: such calls are not quick.
+        self.free: dict[Any, list[Any] | None] = {}
+
+    def take(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made for a size, which must be given back; None if nothing can be made."""
+        free = self.free.get(key, ())
+        if free is None:
+            return None
+        if free:
+            with suppress(IndexError):  # another thread was quicker
+                return free.pop()  # type: ignore[union-attr]
+        if len(self.free) >= _MOST and key not in self.free:
+            self.free = {}
+        made = make()
+        self.free.setdefault(key, None if made is None else [])
+        return made
+
+    def give(self, key: Any, made: Any) -> None:
+        """Take back what `take` has given."""
+        free = self.free.get(key)
+        if free is not None:
+            free.append(made)
+
+    def bind(self, layer: Layer, made: Any, dtype: torch.dtype, is_grad: bool) -> bool:
+        """Point to the layer's weights as they are now; False if one is not plain or needs a gradient."""
+        parameters, buffers, bound = layer._parameters, layer._buffers, made.bound
+        for k, name, full, wanted in self.weights:
+            value: Tensor | None = parameters.get(full)
+            if value is None:
+                value = buffers.get(full)
+            # Anything else is computed by a property, as parametrizations are.
+            if value is None or value.shape != wanted or not is_plain(value, dtype):
+                return False
+            if is_grad and value.requires_grad:
+                return False
+            if value.data_ptr() != bound[k][name]:
+                made.bind(k, name, value)
+        return True
+
+
+def of(layer: Layer) -> Quick | None:
+    """What the layer keeps for quick calls; None if its class has a `forward` of its own."""
+    from cellfuse.nn.layer import Layer
+
+    quick = layer.__dict__.get("_quick")
+    if quick is None:
+        if type(layer).forward is not Layer.forward or "forward" in layer.__dict__:
+            return None
+        quick = layer.__dict__["_quick"] = Quick(layer)
+    return quick
+
+
+def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
+    """`Layer.forward` by one call of the kernel: x [T, B, I], no gradient wanted."""
+    if torch.is_grad_enabled() or layer.num_layers > 1 or layer.bidirectional or is_mode_active():
+        return None
+    dtype, shape = x.dtype, x.shape
+    if (dtype is not torch.float32 and dtype is not torch.float64) or not is_plain(x, dtype):
+        return None
+    if len(shape) != 3 or shape[2] != layer.input_size or layer.batch_first or x.numel() == 0:
+        return None
+    quick = of(layer)
+    if quick is None:
+        return None
+    key = ("sequence", shape, dtype, torch.get_num_threads())
+    made = quick.take(key, lambda: _whole(layer, x))
+    if made is None:
+        return None
+    try:
+        if not quick.bind(layer, made, dtype, False):
+            return None
+        states = None
+        if hx is not None:
+            states = (hx,) if type(hx) is Tensor else hx
+            if not isinstance(states, tuple | list) or len(states) != len(made.initial):
+                return None
+            for value, wanted in zip(states, made.initial, strict=True):
+                if not is_plain(value, dtype) or value.shape != wanted.shape:
+                    return None
+        output, finals = made.run(x, states)
+    finally:
+        quick.give(key, made)
+    return output, finals[0] if len(finals) == 1 else tuple(finals)
+
+
+def _whole(layer: Layer, x: Tensor) -> Whole | None:
+    sizes = Sizes(layer.hidden_size, layer.proj_size, layer.num_heads)
+    with torch.inference_mode(False), torch.no_grad():
+        initial = layer.initial_states(x.shape[1], x)
+        if choice.choose(layer._case(x, initial), layer.backend) != "cpu":
+            return None
+        fused = fused_step(layer.cell, layer.bias, sizes, x.dtype)
+        names = [name for name, _ in layer._blocks()[0].names]
+        times = equal_times(x.shape[0], x.shape[1], False)
+        if not Whole.is_possible(fused):
+            return None
+        made = Whole(fused, times, x.shape[2], initial, names)
+    return made if made.session.bytes <= _LARGEST else None

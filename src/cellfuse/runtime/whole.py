@@ -1,0 +1,90 @@
+"""Whole sequences without gradients by one call of the kernel, with tables and memory made before.
+
+For one layer in one direction whose units fill whole vectors; what `fused` does for every case, with nothing
+left to decide at a call. Weights are read where they stand, at every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cellfuse.codegen.program import Place
+from cellfuse.runtime.fused import Fused
+from cellfuse.runtime.kernel_call import AT
+from cellfuse.runtime.times import Times
+
+
+class Whole:
+    """The calls for one size; not for several threads at a time.
+
+    Args:
+        initial: the initial states where a call is given none, [1, B, width] each.
+        names: of the weights of the layer.
+    """
+
+    def __init__(
+        self, fused: Fused, times: Times, input_size: int, initial: Sequence[Tensor], names: Sequence[str]
+    ) -> None:
+        steps, batch, size = times.steps, times.batch, fused.size
+        like = torch.empty(0, dtype=fused.dtype, device="cpu")
+        self.session = session = fused.new_session("infer", steps * batch, input_size, times)
+        self.times, self.initial, self.dtype = times, list(initial), fused.dtype
+        session.set_starts(times.starts)
+        columns, place = fused.columns, fused.program.output
+        output = columns.shape(place)
+        self._output = like.new_empty(steps, batch, fused.layout.width(output))
+        self._states = [like.new_empty(1, batch, width) for width in fused.widths]
+        self._output_slots: list[int] = []  # entries of the kernel's table that point to the output
+        self._initial_slots = [session.slots[f"initial.{k}"] for k in range(len(fused.widths))]
+        self._last_of_output: list[tuple[int, int]] = []  # (entry of copies, bytes behind the output's start)
+        if place.buffer != "after":
+            self._output_slots.append(session.slots["output"])
+        copies = []
+        for k, width in enumerate(fused.widths):
+            step = batch * width * size
+            if place == Place("after", k):
+                self._output_slots.append(session.slots[f"states.{k}"])
+                self._last_of_output.append((3 * k + 1, (steps - 1) * step))
+                session.give_state(k, 0, 0, -1)
+                copies.append((0, 0, step))
+            else:
+                base = session.address_of(f"slab.{k}")
+                session.give_state(k, base, 0, 1)
+                copies.append((0, base + (steps - 1 & 1) * step, step))
+        session.copy((), copies)
+        self._uses = {use.name: use for use in columns.uses if use.name in names}
+        self.bound = [dict.fromkeys(names, -1)]  # an address that no tensor has
+
+    @staticmethod
+    def is_possible(fused: Fused) -> bool:
+        """Whether nothing has to be padded or gathered before a call."""
+        columns = fused.columns
+        if any(columns.is_padded(shape) for shape in [*fused.shapes, columns.shape(fused.program.output)]):
+            return False
+        return not columns.constants and (columns.is_direct or not columns.parameters)
+
+    def bind(self, layer: int, name: str, value: Tensor) -> None:
+        """Read a weight from this tensor, which is plain and has the right shape."""
+        self.bound[layer][name] = value.data_ptr()
+        if name in self._uses:
+            self.session.bind(self._uses[name], value)
+
+    def run(self, x: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """(output [T, B, width], final states [1, B, width]) from plain x [T, B, I] and initial states."""
+        session, output = self.session, torch.empty_like(self._output)
+        table, copies, start = session.table, session.copies, output.data_ptr()
+        for slot in self._output_slots:
+            table[slot] = start
+        for slot, offset in self._last_of_output:
+            copies[slot] = start + offset
+        for slot, state in zip(self._initial_slots, states or self.initial, strict=True):
+            table[slot] = state.data_ptr()
+        finals = [torch.empty_like(state) for state in self._states]
+        for k, final in enumerate(finals):
+            copies[3 * k] = final.data_ptr()
+        session.call[AT["x"]] = x.data_ptr()
+        session.run()
+        return output, finals
