@@ -1,4 +1,4 @@
-"""The quick ways of a layer without gradients: whole sequences and single steps, with memory made before.
+"""The quick ways of a layer: whole sequences, and single steps without gradients, with memory made before.
 
 Each returns None where the general way is to run, or to raise its error. Does not compute: see
 `cellfuse.runtime.whole` and `cellfuse.runtime.step`.
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cellfuse.codegen.cpu.layout import Sizes
-from cellfuse.runtime import choice
+from cellfuse.runtime import choice, op, trained
 from cellfuse.runtime.fused import fused_step
 from cellfuse.runtime.step import is_mode_active, is_plain
 from cellfuse.runtime.times import equal_times
+from cellfuse.runtime.trained import Trained
 from cellfuse.runtime.whole import Whole
 
 if TYPE_CHECKING:
@@ -62,14 +64,16 @@ class Quick:
         if free is not None:
             free.append(made)
 
+    def look_up(self, layer: Layer, full: str) -> Tensor | None:
+        """A weight of the layer; None if it is computed by a property, as parametrizations are."""
+        value: Tensor | None = layer._parameters.get(full)
+        return layer._buffers.get(full) if value is None else value
+
     def bind(self, layer: Layer, made: Any, dtype: torch.dtype, is_grad: bool) -> bool:
         """Point to the layer's weights as they are now; False if one is not plain or needs a gradient."""
-        parameters, buffers, bound = layer._parameters, layer._buffers, made.bound
+        bound = made.bound
         for k, name, full, wanted in self.weights:
-            value: Tensor | None = parameters.get(full)
-            if value is None:
-                value = buffers.get(full)
-            # Anything else is computed by a property, as parametrizations are.
+            value = self.look_up(layer, full)
             if value is None or value.shape != wanted or not is_plain(value, dtype):
                 return False
             if is_grad and value.requires_grad:
@@ -92,8 +96,8 @@ def of(layer: Layer) -> Quick | None:
 
 
 def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
-    """`Layer.forward` by one call of the kernel: x [T, B, I], no gradient wanted."""
-    if torch.is_grad_enabled() or layer.num_layers > 1 or layer.bidirectional or is_mode_active():
+    """`Layer.forward` by one call of the kernel: x [T, B, I]."""
+    if layer.num_layers > 1 or layer.bidirectional or layer.recompute or is_mode_active():
         return None
     dtype, shape = x.dtype, x.shape
     if (dtype is not torch.float32 and dtype is not torch.float64) or not is_plain(x, dtype):
@@ -103,14 +107,22 @@ def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
     quick = of(layer)
     if quick is None:
         return None
-    key = ("sequence", shape, dtype, torch.get_num_threads())
-    made = quick.take(key, lambda: _whole(layer, x))
+    weights: list[Tensor] = []
+    is_trained = torch.is_grad_enabled() and x.requires_grad
+    for _, _, full, wanted in quick.weights:
+        value = quick.look_up(layer, full)
+        if value is None or value.shape != wanted or not is_plain(value, dtype):
+            return None
+        weights.append(value)
+    if torch.is_grad_enabled() and not is_trained:
+        given = () if hx is None else (hx,) if type(hx) is Tensor else hx
+        is_trained = any(value.requires_grad for value in (*weights, *given))
+    key = (is_trained, shape, dtype, torch.get_num_threads())
+    made = quick.take(key, lambda: _whole(layer, x, is_trained))
     if made is None:
         return None
     try:
-        if not quick.bind(layer, made, dtype, False):
-            return None
-        states = None
+        states: Any = ()
         if hx is not None:
             states = (hx,) if type(hx) is Tensor else hx
             if not isinstance(states, tuple | list) or len(states) != len(made.initial):
@@ -118,21 +130,32 @@ def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
             for value, wanted in zip(states, made.initial, strict=True):
                 if not is_plain(value, dtype) or value.shape != wanted.shape:
                     return None
-        output, finals = made.run(x, states)
+        if is_trained:
+            output, finals = trained.run(made, x, states, weights)
+        else:
+            output, finals = made.run(x, states, weights)
     finally:
         quick.give(key, made)
     return output, finals[0] if len(finals) == 1 else tuple(finals)
 
 
-def _whole(layer: Layer, x: Tensor) -> Whole | None:
+def _whole(layer: Layer, x: Tensor, is_trained: bool) -> Whole | Trained | None:
     sizes = Sizes(layer.hidden_size, layer.proj_size, layer.num_heads)
     with torch.inference_mode(False), torch.no_grad():
         initial = layer.initial_states(x.shape[1], x)
-        if choice.choose(layer._case(x, initial), layer.backend) != "cpu":
+        case = layer._case(x, initial)
+        if choice.choose(case, layer.backend) != "cpu":
             return None
         fused = fused_step(layer.cell, layer.bias, sizes, x.dtype)
         names = [name for name, _ in layer._blocks()[0].names]
         times = equal_times(x.shape[0], x.shape[1], False)
+        if is_trained:
+            if not Trained.is_possible(fused, x.shape[2], names):
+                return None
+            # Of the case only what is no tensor is used.
+            empty = replace(case, input=x.new_empty(0), states=(), weights=())
+            shapes = {name: value.shape for name, value in case.weights[0].items()}
+            return Trained(op.Call(fused, empty, times, tuple(names)), x.shape[2], initial, shapes)
         if not Whole.is_possible(fused):
             return None
         made = Whole(fused, times, x.shape[2], initial, names)

@@ -15,7 +15,7 @@ from cellfuse.graph.ops import Shape
 from cellfuse.runtime.case import Weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outer:
     """Gradients of matrices that one large product gives.
 
@@ -59,6 +59,7 @@ class Columns:
         outers: the large products after the loop that belong to matrices of the step.
         native_outers: those of the driver, the one of weight_ih first; the others are block-diagonal.
         targets: the weight and its first row where such a product is a whole run of rows of a gradient.
+        native: those of the driver with the columns of their left values and their target.
         is_direct: the only parameter is read where it stands.
         uses: where the kernel reads each weight.
     """
@@ -82,6 +83,7 @@ class Columns:
         self.is_direct = len(self.parameters) == 1 and not self._padded["H",]
         self.targets = self._targets()
         self.uses = self._uses()
+        self.native = [(outer, *self.range(outer), self.targets.get(outer)) for outer in self.native_outers]
 
     def _source(self, label: str) -> tuple[str, int, int]:
         """(weight, first row, rows) of a leaf; rows -1: all of it."""
@@ -102,7 +104,7 @@ class Columns:
             return found
         names = {self.sources[label][0] for outer in self.outers for label in outer.labels}
         for name in sorted(names):
-            recipe, first = self._recipe(name), 0
+            recipe, first = self.recipe(name), 0
             if all(isinstance(part[0], Outer) and part[1] == 0 for part in recipe):
                 sizes = [self._rows(part[0]) for part in recipe]  # type: ignore[arg-type]
                 if sizes == [part[2] for part in recipe]:
@@ -209,9 +211,7 @@ class Columns:
             if name in whole:
                 found[name] = whole[name]
                 continue
-            if name not in self._recipes:
-                self._recipes[name] = self._recipe(name)
-            parts = [self._part(*source, sums) for source in self._recipes[name]]
+            parts = [self._part(*source, sums) for source in self.recipe(name)]
             if not parts:
                 found[name] = torch.zeros_like(weight)
             elif len(parts) > 1:
@@ -220,8 +220,13 @@ class Columns:
                 found[name] = parts[0].reshape(weight.shape).clone() if weight.dim() < 2 else parts[0]
         return found
 
-    def _recipe(self, name: str) -> list[tuple[object, int, int]]:
+    def recipe(self, name: str) -> list[tuple[object, int, int]]:
         """(which sum, first row or column, how many) of the parts of a weight's gradient, in order."""
+        if name not in self._recipes:
+            self._recipes[name] = self._recipe(name)
+        return self._recipes[name]
+
+    def _recipe(self, name: str) -> list[tuple[object, int, int]]:
         H, count = self.layout.sizes.hidden, len(self.program.inputs)
         if name == "weight_ih":
             return [("weight_ih", 0, count * H)]

@@ -127,18 +127,20 @@ class Fused:
                 working["*products"] = rows * strides["products"]
         if loop == "infer":
             working |= {f"slab.{k}": 2 * batch * width for k, width in enumerate(self.widths)}
-        outers = [*self.columns.native_outers] if is_backward else []
+        outers, widths = ([*self.columns.native_outers] if is_backward else []), []
         if is_backward:
             if not self.by_head:
                 working["*gradients"] = rows * strides["gradients"]
             if needs_x and gates:
                 working["*turned_panels"] = gates * layout.sizes.hidden * wide
             steps = min(large.STEPS, rows)
-            widths = [wide if outer.right is INPUT else self._right_width(outer) for outer in outers]
+            widths += [wide if outer.right is INPUT else self._right_width(outer) for outer in outers]
             working["*rights"] = steps * sum(widths)
+            working |= {"sums": strides["gradients"], "carry": strides["carry"] * batch}
+            working["zeros"] = max(self.widths) * batch
             working["*lefts"] = large.LEFTS * large.STEPS * threads
         name = "backward" if is_backward else "forward"
-        session = Session(self, name, working, 2 * len(self.shapes), 2 * gates, threads)
+        session = Session(self, name, working, 2 * len(self.shapes) + len(self.program.sums) + 8, 2 * gates, threads)
         session.plan(times.steps, chunk, work)
         slots = layout.slots
         session.table[slots["origin"]] = times.steps - 1 if times.is_reverse else 0
@@ -146,6 +148,7 @@ class Fused:
         session.table[slots["batch"]] = batch
         if projects:
             session.memory_of("*bias", strides["products"]).zero_()  # also where there are no units
+        session.widths = widths
         session.outers = (ctypes.c_int64 * (len(OUTER) * len(outers)))()
         at, seen = 0, {}
         for k, outer in enumerate(outers):
@@ -357,8 +360,9 @@ class Fused:
         gradients = x.new_empty(rows, strides["gradients"]) if self.by_head else None
         if gradients is not None:
             session.set(gradients=gradients.data_ptr())
-        numbers = x.new_empty(rows, strides["gradient_numbers"])
-        session.give("gradient_numbers", numbers)
+        if strides["gradient_numbers"]:
+            numbers = x.new_empty(rows, strides["gradient_numbers"])
+            session.give("gradient_numbers", numbers)
         sums: dict[object, Tensor] = {"gradients": x.new_empty(strides["gradients"])}
         wide = -(-x.shape[1] // self.layout.lanes) * self.layout.lanes
         dx = None
@@ -366,15 +370,12 @@ class Fused:
             dx = x.new_empty(rows, wide) if gates else torch.zeros_like(x)
         session.set(sums=sums["gradients"].data_ptr(), dx=dx.data_ptr() if dx is not None and gates else 0)
         whole: dict[str, Tensor] = {}
-        for k, outer in enumerate(columns.native_outers):
-            low, high = columns.range(outer)
-            is_input = outer.right is INPUT
-            width = wide if is_input else self._right_width(outer)
-            target = columns.targets.get(outer)
+        for k, (outer, low, high, target) in enumerate(columns.native):
+            is_input, width = outer.right is INPUT, session.widths[k]
             if target is not None and (not is_input or wide == x.shape[1]):
                 name, first = target
                 if name not in whole:
-                    whole[name] = torch.empty_like(weights[name], memory_format=torch.contiguous_format)
+                    whole[name] = x.new_empty(weights[name].shape)
                 out = whole[name].data_ptr() + first * width * size
             else:
                 sums["weight_ih" if is_input else outer] = made = x.new_empty(high - low, width)

@@ -37,6 +37,7 @@ class Session:
 
     Attributes:
         key: of the sizes, in `SESSIONS`.
+        outers: the table of the products after the loop; widths: numbers in a row of each result.
 
     Args:
         name: "forward" or "backward", of the driver's function.
@@ -64,6 +65,7 @@ class Session:
         self._run, self._address = self.driver.run[name], ctypes.addressof(self.call)
         self.copies = (ctypes.c_int64 * (3 * copies))()
         self.biases = (ctypes.c_int64 * biases)()
+        self.widths: list[int] = []
         self.outers: ctypes.Array[ctypes.c_int64] = (ctypes.c_int64 * 0)()
         self._arrived = (ctypes.c_int64 * 16)()
         self._tables = (ctypes.c_int64 * (len(layout.slots) * threads))()

@@ -78,7 +78,7 @@ class _Function(torch.autograd.Function):
         call, saved = ctx.call, ctx.saved_tensors
         values, rest = saved[: ctx.count], saved[ctx.count :]
         if torch.is_grad_enabled() or any(map(is_batched, gradients)):
-            return None, *_differentiable(call, values, gradients, ctx.needs_input_grad[1:])
+            return None, *differentiable(call, values, gradients, ctx.needs_input_grad[1:])
         x, states, weights = _split(call, values)
         slabs = list(rest[: len(states)])
         kept = Kept(slabs, dict(zip(ctx.buffers, rest[len(states) :], strict=True)))
@@ -99,7 +99,7 @@ class _Function(torch.autograd.Function):
         )
 
 
-def _differentiable(
+def differentiable(
     call: Call, values: Sequence[Tensor], gradients: Sequence[Tensor], needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients by the eager formula, which can be differentiated again."""

@@ -55,8 +55,9 @@ class Whole:
                 session.give_state(k, base, 0, 1)
                 copies.append((0, base + (steps - 1 & 1) * step, step))
         session.copy((), copies)
-        self._uses = {use.name: use for use in columns.uses if use.name in names}
-        self.bound = [dict.fromkeys(names, -1)]  # an address that no tensor has
+        by_name = {use.name: use for use in columns.uses}
+        self._bound = [-1] * len(names)  # an address that no tensor has
+        self._uses = [(k, by_name.get(name)) for k, name in enumerate(names)]
 
     @staticmethod
     def is_possible(fused: Fused) -> bool:
@@ -66,14 +67,22 @@ class Whole:
             return False
         return not columns.constants and (columns.is_direct or not columns.parameters)
 
-    def bind(self, layer: int, name: str, value: Tensor) -> None:
-        """Read a weight from this tensor, which is plain and has the right shape."""
-        self.bound[layer][name] = value.data_ptr()
-        if name in self._uses:
-            self.session.bind(self._uses[name], value)
+    def run(
+        self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(output [T, B, width], final states [1, B, width]) from plain tensors.
 
-    def run(self, x: Tensor, states: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """(output [T, B, width], final states [1, B, width]) from plain x [T, B, I] and initial states."""
+        Args:
+            x: [T, B, I].
+            states: the initial ones; empty: those given before.
+            weights: in the order of their names.
+        """
+        for k, use in self._uses:
+            pointer = weights[k].data_ptr()
+            if pointer != self._bound[k]:
+                self._bound[k] = pointer
+                if use is not None:
+                    self.session.bind(use, weights[k])
         session, output = self.session, torch.empty_like(self._output)
         table, copies, start = session.table, session.copies, output.data_ptr()
         for slot in self._output_slots:

@@ -65,7 +65,7 @@ def emit_driver(bits: int, target: Target) -> str:
 
 
 # Threads meet: each adds one, and waits until all of this round have. Another process may have a thread's
-# core, so that after some thousand looks a thread offers its own.
+# core, so that after some looks, a few microseconds, a thread offers its own.
 _MEET = """define internal void @meet(ptr %arrived, ptr %rounds, i64 %count) nounwind {
 entry:
   %is_alone = icmp sle i64 %count, 1
@@ -85,7 +85,7 @@ look:
   br i1 %is_met, label %done, label %wait
 wait:
   PAUSE
-  %low = and i64 %more, 4095
+  %low = and i64 %more, 63
   %is_long = icmp eq i64 %low, 0
   br i1 %is_long, label %offer, label %again
 offer:
