@@ -13,6 +13,7 @@ ROWS = 192  # of a block of the left matrix that stays in the second-level cache
 DEPTH = 256  # of a block of the sum, so that the right matrix's part stays near
 LEFTS = 240  # columns of a block of the turned left matrix
 STEPS = 512  # rows whose outer products are summed at a time
+RUN = 128  # of them in one go; longer runs of additions have larger errors
 
 _GEMM = (
     *("ptr %a", "i64 %lda", "ptr %panels", "i64 %parts", "i64 %units", "i64 %padded"),
@@ -148,8 +149,12 @@ def _emit_outer(module: Module, target: Target) -> None:
         at = code.mul(column.index, lanes)
         out = code.at("%out", at)
         init = code.let(f"select i1 %is_first, ptr @zeros, ptr {out}")
-        panel = code.at("%panels", code.mul(at, "%k"))
-        _panel(code, "%turned", STEPS, panel, "%k", init, step, out, "%ldo", "%rows", width)
+        panel, line = code.at("%panels", code.mul(at, "%k")), code.mul(width, lanes)
+        with code.loop(0, "%k", RUN, [("ptr", init), ("i64", step)]) as k:
+            length = code.smaller(code.sub("%k", k.index), RUN)
+            left, right = code.at("%turned", k.index), code.at(panel, code.mul(k.index, line))
+            _panel(code, left, STEPS, right, length, *k.values, out, "%ldo", "%rows", width)
+            k.next = [out, "%ldo"]
     arguments = ("ptr %turned", "i64 %rows", "i64 %k", "ptr %panels", "i64 %columns", "ptr %out", "i64 %ldo")
     code.define("outer_products", (*arguments, "i1 %is_first"))
 

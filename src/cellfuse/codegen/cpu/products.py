@@ -169,12 +169,7 @@ def _emit_tile(module: Module, rows: int, width: int, limits: tuple[int, ...]) -
         sets *= 2
     unroll = max(sets, 4)
     lines = [code.at("%a", code.mul("%lda", row)) for row in range(rows)]
-    sums = []
-    for row in range(rows):
-        start = code.at("%init", code.mul("%init_step", row))
-        sums += [code.load(start, v * code.lanes) for v in range(width)]
-    zero = code.constant(0.0)
-    sums += [zero] * (size * (sets - 1))
+    sums = [code.constant(0.0)] * (size * sets)
 
     def one(k: str, ahead: int, values: list[str]) -> None:
         base = (ahead % sets) * size
@@ -204,8 +199,11 @@ def _emit_tile(module: Module, rows: int, width: int, limits: tuple[int, ...]) -
         sums = [code.binary("fadd", a, b) for a, b in zip(sums[:half], sums[half:], strict=True)]
     for row in range(rows):
         start = code.at("%out", code.mul("%out_step", row))
+        init = code.at("%init", code.mul("%init_step", row))
         for v in range(width):
-            code.store(sums[row * width + v], start, v * code.lanes)
+            # Added last: a run of additions that starts at a large number has larger errors.
+            total = code.binary("fadd", sums[row * width + v], code.load(init, v * code.lanes))
+            code.store(total, start, v * code.lanes)
     code.define(f"tile_{rows}x{width}", TILE)
     body = module.functions[f"tile_{rows}x{width}"]
     module.functions[f"tile_{rows}x{width}"] = body.replace("nounwind", "nounwind noinline", 1)
