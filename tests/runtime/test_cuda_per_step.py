@@ -59,9 +59,7 @@ def compare(name, dtype, lengths=(3, 3), H=5, is_reverse=False, bias=True, recom
     alive = None if times.batch_sizes is None else times.batch_sizes.tolist()
     want, finals = run_direction(case, weights, x, tuple(states), is_reverse, alive)
     grads = [torch.randn_like(v).to(dtype).double() for v in (want, *finals)]
-    wanted = torch.autograd.grad(
-        (want, *finals), leaves, grads, allow_unused=True, materialize_grads=True
-    )
+    wanted = torch.autograd.grad((want, *finals), leaves, grads, allow_unused=True, materialize_grads=True)
     sizes = Sizes(H, layer.proj_size, layer.num_heads)
     fused = NaNs(cell, bias, sizes, dtype, Emulator(), recompute)
     call = op.Call(fused, case, times, tuple(weights))

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cellfuse.cell import Cell
@@ -123,9 +122,8 @@ class PerStep:
                 value = value.reshape(self.layout.sizes.heads, -1, value.shape[-1])
             return value if is_transposed else value.transpose(-1, -2)
 
-        rows = [torch.cat([block(*each) for each in row], -1) if len(row) > 1 else block(*row[0]) for row in one.blocks]
-        whole = torch.cat(rows, -2) if len(rows) > 1 else rows[0]
-        return whole.detach()
+        rows = [_joined([block(*each) for each in row], -1) for row in one.blocks]
+        return _joined(rows, -2).detach()
 
     # one loop
 
@@ -317,3 +315,7 @@ def _final(slab: Tensor, times: Times) -> Tensor:
     # The sequences are sorted, the longest first.
     parts = [slab[t + 1, sizes[t + 1] : sizes[t]] for t in reversed(range(times.steps))]
     return torch.cat(parts)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]

@@ -1,4 +1,4 @@
-"""Program -> what one time step launches: products with matrices, which a library makes, and kernels for the rest.
+"""Program -> what one time step launches: products, which a library makes, and kernels for the rest.
 
 For every cell, size and number format. What one kernel does to a row never depends on another row, so that
 stages without a product share one. Kernels know no time: they are given the rows of the time step.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cellfuse.codegen.cpu.layout import Layout
+from cellfuse.codegen.cuda.formats import MEMORY, NUMBERS, STORED
 from cellfuse.codegen.cuda.kernel import CudaKernel, Parameter
 from cellfuse.codegen.cuda.spell import PRELUDE, literal, spell
 from cellfuse.codegen.program import Loop, Map, Place, Product, Stage, arguments
@@ -79,50 +80,6 @@ class Pointwise:
     loops: dict[str, tuple[Launch, ...]]
     results: dict[str, tuple[int, ...]]
     gathered: int
-
-
-NUMBERS = {"float32": "float", "float64": "double", "bfloat16": "float", "float16": "float"}
-STORED = {"float32": "float", "float64": "double", "bfloat16": "cf_bf16", "float16": "cf_f16"}
-
-# Loads and stores of every format. The integer arithmetic rounds to nearest, ties to even, as the
-# instructions do, and keeps NaN.
-MEMORY = """
-struct cf_bf16 { unsigned short bits; };
-struct cf_f16 { unsigned short bits; };
-__device__ __forceinline__ float cf_load(const float* p) { return *p; }
-__device__ __forceinline__ double cf_load(const double* p) { return *p; }
-__device__ __forceinline__ void cf_store(float* p, float v) { *p = v; }
-__device__ __forceinline__ void cf_store(double* p, double v) { *p = v; }
-__device__ __forceinline__ float cf_load(const cf_bf16* p) { return cf_float_of_bits((unsigned int)p->bits << 16); }
-__device__ __forceinline__ void cf_store(cf_bf16* p, float v) {
-  union { float from; unsigned int to; } both;
-  both.from = v;
-  const unsigned int u = both.to;
-  p->bits = v != v ? 0x7fc0 : (unsigned short)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
-}
-#ifdef CELLFUSE_EMULATED
-__device__ __forceinline__ float cf_load(const cf_f16* p) {
-  _Float16 h;
-  __builtin_memcpy(&h, &p->bits, 2);
-  return (float)h;
-}
-__device__ __forceinline__ void cf_store(cf_f16* p, float v) {
-  const _Float16 h = (_Float16)v;
-  __builtin_memcpy(&p->bits, &h, 2);
-}
-#else
-__device__ __forceinline__ float cf_load(const cf_f16* p) {
-  float v;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(p->bits));
-  return v;
-}
-__device__ __forceinline__ void cf_store(cf_f16* p, float v) {
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(p->bits) : "f"(v));
-}
-extern __shared__ __align__(16) unsigned char cf_shared[];
-__device__ __forceinline__ unsigned char* shared_memory() { return cf_shared; }
-#endif
-"""
 
 
 def name_of(place: Place) -> str:
@@ -371,7 +328,7 @@ class _LoopText:
         ]
 
     def _scan(self, expr: Expr, place: Place) -> list[str]:
-        """Running sums: every thread sums its part, one thread sums the parts, every thread goes on from there."""
+        """Running sums: each thread sums its part, one thread the parts, each goes on from there."""
         threads, width = self.text.threads, self.layout.width(expr.shape)
         unit = f"({width - 1} - k)" if expr.op == "cumsum_reversed" else "k"
         source = f"cf_load({self._address(self.loop.places[expr.args[0]], unit)})"
@@ -457,8 +414,7 @@ class _Values:
         if expr.op == "constant":
             return literal(expr.value, self.text.text.number)
         if expr.op == "size":
-            sizes = self.text.layout.sizes
-            return literal(float(sizes.hidden if expr.label == "H" else sizes.projected), self.text.text.number)
+            return literal(float(self.text.layout.width((expr.label,))), self.text.text.number)
         if expr in self.names:
             return self.names[expr]
         unit = "unit" if expr.shape else "0"
@@ -474,6 +430,4 @@ class _Values:
         value = self.get(expr)
         number = self.text.text.number
         value = f"({number})({value} ? 1 : 0)" if expr.is_truth else value
-        self.stores.append(
-            f"cf_store({self.text._address(place, 'unit' if expr.shape else '0')}, {value});"
-        )
+        self.stores.append(f"cf_store({self.text._address(place, 'unit' if expr.shape else '0')}, {value});")
