@@ -48,10 +48,8 @@ def test_every_kind_of_gpu(arch):
 def test_the_check_of_spills_sees_one():
     lines = [f"a[{k} * 64 + threadIdx.x] = v{k};" for k in range(64)]
     loads = [f"float v{k} = a[threadIdx.x + {k}] * v{k - 1};" for k in range(1, 64)]
-    text = "\n".join(
-        ['extern "C" __global__ void __launch_bounds__(1024, 2) f(float* a) {', "float v0 = a[0];", *loads]
-        + ["__syncthreads();", *lines, "}"]
-    )
+    head = 'extern "C" __global__ void __launch_bounds__(1024, 2) f(float* a) {'
+    text = "\n".join([head, "float v0 = a[0];", *loads, "__syncthreads();", *lines, "}"])
     assert compile_all([text], ["sm_80"])["sm_80", 0]["f"].spilled > 0
 
 
