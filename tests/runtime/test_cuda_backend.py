@@ -107,6 +107,7 @@ def test_autocast(device):
     x = torch.randn(3, 2, 3)
     with torch.autocast("cpu", torch.bfloat16):
         output = ours(x)[0]
+        assert torch.equal(ours(x.bfloat16())[0], output)
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), ours(x)[0], rtol=0, atol=0.05)
     output.float().sum().backward()

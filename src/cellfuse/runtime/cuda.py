@@ -26,6 +26,7 @@ from cellfuse.runtime.times import times_of
 
 # Where the kernels run.
 DEVICE = "cuda"
+_LOW = (torch.bfloat16, torch.float16)
 # Older GPUs lack asynchronous copies and bfloat16.
 _OLDEST = (8, 0)
 
@@ -52,8 +53,10 @@ def why_not(case: Case) -> str:
         why = _why_not_compiled(case)
         if why:
             return why
+    # Autocast brings them to one dtype.
+    allowed = (input.dtype,) if eager.autocast_dtype(case) is None else (torch.float32, *_LOW)
     for name, value in case.tensors():
-        if value.dtype != input.dtype or value.device != input.device:
+        if value.dtype not in allowed or value.device != input.device:
             return f"{name} is {value.dtype} on {value.device}, the input {input.dtype} on {input.device}"
         if is_compiling:
             continue
