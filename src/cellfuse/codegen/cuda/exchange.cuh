@@ -94,7 +94,7 @@ struct Exchange {
     }
     if constexpr (EXCHANGE == COUNTER || EXCHANGE == WRITE_ONCE) {
       constexpr int COUNT = SLICE_CHUNKS * (CTAS - 1), EACH = (COUNT + THREADS - 1) / THREADS;
-      constexpr int AT_ONCE = EACH < 8 ? EACH : 8;
+      constexpr int AT_ONCE = EACH < 1 ? 1 : EACH < 8 ? EACH : 8;
       for (int first = 0; first < EACH; first += AT_ONCE) {
         uint4 value[AT_ONCE];
         Patience patience;

@@ -314,8 +314,8 @@ class Persistent:
             f"#define IS_BACKWARD {int(self.is_backward)}",
             f"#define PRECISION {PRECISIONS.index(self.precision)}",
             f"constexpr int EXCHANGE = {self.exchange.upper()};",
-            *(f"constexpr int {k} = {v};" for k, v in self.constants.items() if k not in ("IS_BACKWARD", "PRECISION")),
-            "constexpr int ROOM(int count) { return count > 0 ? count : 1; }",
+            *(f"[[maybe_unused]] constexpr int {k} = {v};" for k, v in self.constants.items() if k not in ("IS_BACKWARD", "PRECISION")),
+            "DEV constexpr int ROOM(int count) { return count > 0 ? count : 1; }",
             "struct Arguments {",
             *(f"  {kind} {name};" for kind, name in given),
             "};",
@@ -380,7 +380,7 @@ class Persistent:
 
     def _gradient_of(self) -> list[str]:
         cases = " ".join(f"matrix == {g} ? {k} :" for g, k in enumerate(self.step.recurrent))
-        return [f"constexpr int gradient_of(int matrix) {{ return {cases} 0; }}"]
+        return [f"DEV constexpr int gradient_of(int matrix) {{ return {cases} 0; }}"]
 
 
 @functools.cache
