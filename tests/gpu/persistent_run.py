@@ -63,14 +63,21 @@ def same(text):
     return text
 
 
-def run(case, mutate=same):
-    """Both, on random values. `mutate` changes the text of the kernels."""
-    return _Run(case, mutate).outcome()
+def run(case, mutate=same, loops=("forward", "backward"), schedule=0, poison=None):
+    """Both, on random values.
+
+    Args:
+        mutate: changes the text of the kernels.
+        loops: those before the last give outputs; the last is "backward" or None.
+        schedule: seed of the order in which threads run.
+        poison: (sequence, bits) of an initial state that is set to a NaN.
+    """
+    return _Run(case, mutate, schedule, poison).outcome(loops)
 
 
 class _Run:
-    def __init__(self, case, mutate):
-        self.case, self.mutate = case, mutate
+    def __init__(self, case, mutate, schedule, poison):
+        self.case, self.mutate, self.schedule, self.poison = case, mutate, schedule, poison
         self.program = lower(case.cell.step)
         self.H = case.units * case.heads
         self.step = step_functions(self.program, self.H)
@@ -136,16 +143,18 @@ class _Run:
         kernel = p.kernel()
         object.__setattr__(kernel, "text", self.mutate(kernel.text))
         arguments = [given.get(parameter.name, 0) for parameter in kernel.parameters]
-        Emulator(case.seed).launch(kernel, kernel.entries[0], p.grid(case.batch), arguments)
+        Emulator(self.schedule).launch(kernel, kernel.entries[0], p.grid(case.batch), arguments)
         assert (whole[offset + words :] == 0x12345678).all(), "written behind the exchange"
         self.memory.check()
 
-    def outcome(self):
+    def outcome(self, loops):
         case, program, step = self.case, self.program, self.step
         T, B, D, H = case.steps, case.batch, case.directions, self.H
         S = len(program.step.of_role("state"))
         columns = {name: buffer.columns for name, buffer in program.buffers.items()}
         self.give("initial", S, D, B, H, values=self.initial)
+        if self.poison:
+            self.arrays["initial"].view(np.uint32)[:, :, self.poison[0]] = self.poison[1]
         matrices = [[self.fixed[d][label].reshape(case.heads, case.units, case.units) for label in step.matrices] for d in range(D)]
         self.give("weights", D, len(step.matrices), case.heads, case.units, case.units, values=np.array(matrices).reshape(D, len(step.matrices), case.heads, case.units, case.units))
         for name in ("parameters", "constants"):
@@ -155,7 +164,7 @@ class _Run:
             values = [[np.broadcast_to(self.fixed[d][labels[k]], (H,) if name == "parameters" else ()) for k in range(len(columns[name]))] for d in range(D)]
             self.give(name, D, len(columns[name]), *([H] if name == "parameters" else []), values=np.array(values).reshape(D, len(columns[name]), *([H] if name == "parameters" else [])))
         outcome = Outcome()
-        for loop in ("infer", "forward"):
+        for loop in loops[:-1]:
             self.give("products", *self.products.shape, values=self.products)
             self.give("kept", T, B, D, len(columns["kept"]), H)
             self.give("output", T, B, D, H)
@@ -167,6 +176,8 @@ class _Run:
             output = self.arrays[f"state_{place.column}" if place.buffer == "after" else "output"]
             outcome.got[f"{loop} output"] = self._masked(output)
             outcome.got[f"{loop} final"] = self.arrays["final"].copy()
+        if loops[-1] is None:
+            return outcome
         self.give("output_gradient", T, B, D, H, values=self.output_gradient)
         self.give("final_gradient", S, D, B, H, values=self.final_gradient)
         self.give("gradients", T, B, D, len(step.written), H)
@@ -178,14 +189,14 @@ class _Run:
         totals = self.arrays["totals"].sum(2)
         for k, place in enumerate(step.accumulated):
             outcome.got[f"total {place}"] = totals[k] if place.buffer == "gradients" else totals[k].sum(-1)
-        self._reference(outcome)
+        self._reference(outcome, loops)
         return outcome
 
     def _masked(self, value):
         steps = np.arange(self.case.steps)[:, None] < self.lengths
         return np.where(steps[..., None, None], value, 0.0)
 
-    def _reference(self, outcome):
+    def _reference(self, outcome, loops):
         """The interpreted Program, direction by direction and sequence by sequence."""
         case, program, step = self.case, self.program, self.step
         T, B, D, H = case.steps, case.batch, case.directions, self.H
@@ -212,7 +223,7 @@ class _Run:
                 for k, place in enumerate(step.accumulated):
                     value = one.memory[place.buffer][place.column].sum((0, 1))
                     totals[k][d] += value if place.buffer == "gradients" else value[0]
-        for loop in ("infer", "forward"):
+        for loop in loops[:-1]:
             outcome.want |= {f"{loop} output": output, f"{loop} final": final}
         outcome.want |= {"gradients": gradients, "initial gradient": initial}
         outcome.want |= {f"total {place}": total for place, total in zip(step.accumulated, totals, strict=True)}

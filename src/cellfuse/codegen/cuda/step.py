@@ -65,6 +65,9 @@ def why_no_step(program: Program) -> str:
         return f"{name} multiplies several values by matrices in each step"
     if products and products[0].operands[0].role != "state":
         return f"{name} multiplies a value that is no state by matrices"
+    repeated = [p for stage in program.backward.stages for each in stage.maps for p in each.products]
+    if any(not term.is_transposed for product in repeated for terms in product.terms for term in terms):
+        return f"the backward loop of {name} needs the recurrent product again (recompute=True)"
     # Two stages: the gradients, then the transposed product. Numbers come in a stage of their own.
     wide = [stage for stage in program.backward.stages if stage.maps]
     if len(wide) > 1 + bool(products):
