@@ -1,4 +1,4 @@
-"""Run the persistent kernels of a cell on the emulator, and the same in float64 by the interpreted Program."""
+"""Run the persistent kernels of a cell on the emulator, and the interpreted Program beside them."""
 
 from dataclasses import dataclass, field
 
@@ -57,6 +57,10 @@ class Outcome:
             size = np.linalg.norm(want) + 1e-3 * np.sqrt(want.size)
             found[name] = np.linalg.norm(got.astype(np.float64) - want) / size
         return found
+
+    def wrong(self, tolerance):
+        """The errors that are not below the tolerance, NaN included."""
+        return {name: float(error) for name, error in self.errors().items() if not error < tolerance}
 
 
 def same(text):
@@ -155,14 +159,41 @@ class _Run:
         self.give("initial", S, D, B, H, values=self.initial)
         if self.poison:
             self.arrays["initial"].view(np.uint32)[:, :, self.poison[0]] = self.poison[1]
-        matrices = [[self.fixed[d][label].reshape(case.heads, case.units, case.units) for label in step.matrices] for d in range(D)]
-        self.give("weights", D, len(step.matrices), case.heads, case.units, case.units, values=np.array(matrices).reshape(D, len(step.matrices), case.heads, case.units, case.units))
+        matrices = [
+            [self.fixed[d][label].reshape(case.heads, case.units, case.units) for label in step.matrices]
+            for d in range(D)
+        ]
+        self.give(
+            "weights",
+            D,
+            len(step.matrices),
+            case.heads,
+            case.units,
+            case.units,
+            values=np.array(matrices).reshape(D, len(step.matrices), case.heads, case.units, case.units),
+        )
         for name in ("parameters", "constants"):
             places = sorted((p.column, e.label) for e, p in program.infer.places.items() if p.buffer == name)
-            places += sorted((p.column, e.label) for e, p in program.backward.places.items() if p.buffer == name)
+            places += sorted(
+                (p.column, e.label) for e, p in program.backward.places.items() if p.buffer == name
+            )
             labels = dict(places)
-            values = [[np.broadcast_to(self.fixed[d][labels[k]], (H,) if name == "parameters" else ()) for k in range(len(columns[name]))] for d in range(D)]
-            self.give(name, D, len(columns[name]), *([H] if name == "parameters" else []), values=np.array(values).reshape(D, len(columns[name]), *([H] if name == "parameters" else [])))
+            values = [
+                [
+                    np.broadcast_to(self.fixed[d][labels[k]], (H,) if name == "parameters" else ())
+                    for k in range(len(columns[name]))
+                ]
+                for d in range(D)
+            ]
+            self.give(
+                name,
+                D,
+                len(columns[name]),
+                *([H] if name == "parameters" else []),
+                values=np.array(values).reshape(
+                    D, len(columns[name]), *([H] if name == "parameters" else [])
+                ),
+            )
         outcome = Outcome()
         for loop in loops[:-1]:
             self.give("products", *self.products.shape, values=self.products)
@@ -214,7 +245,10 @@ class _Run:
                 one = Run(program, products, states, self.fixed[d], {"H": H}, length)
                 made, finals = one.forward()
                 output[:length, some, d] = made[turn]
-                one.backward(self.output_gradient[:length, some, d][turn], [self.final_gradient[k, d, some] for k in range(S)])
+                one.backward(
+                    self.output_gradient[:length, some, d][turn],
+                    [self.final_gradient[k, d, some] for k in range(S)],
+                )
                 for k in range(S):
                     final[k, d, some] = finals[k]
                     initial[k, d, some] = one.memory["carry"][k]
@@ -226,7 +260,9 @@ class _Run:
         for loop in loops[:-1]:
             outcome.want |= {f"{loop} output": output, f"{loop} final": final}
         outcome.want |= {"gradients": gradients, "initial gradient": initial}
-        outcome.want |= {f"total {place}": total for place, total in zip(step.accumulated, totals, strict=True)}
+        outcome.want |= {
+            f"total {place}": total for place, total in zip(step.accumulated, totals, strict=True)
+        }
 
 
 def _float32(values):

@@ -1,7 +1,5 @@
 """Persistent kernels on the emulator, against the interpreted Program in float64: results and gradients."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,7 @@ from cellfuse.codegen.cuda.step import step_functions, why_no_step
 from cellfuse.codegen.lower import lower
 from codegen import cells_of_tests
 from gpu.emulator.launcher import WHY_NOT, EmulatorError
-from gpu.persistent_run import Case, run
+from gpu.persistent_run import Case, Outcome, run
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 CELLS = cf.cells.CELLS | cells_of_tests.CELLS
@@ -24,10 +22,17 @@ WHOLE_LOOP = [name for name, cell in CELLS.items() if not why_no_step(lower(cell
 
 def check(name, units, loops=("forward", "backward"), **how):
     case = Case(CELLS[name], units, **how)
-    errors = run(case, loops=loops).errors()
-    worst = max(errors, key=errors.get)
-    assert errors[worst] < TOLERANCE[case.precision], f"{case}: {worst} has the error {errors[worst]:.1e}"
-    return errors
+    wrong = run(case, loops=loops).wrong(TOLERANCE[case.precision])
+    assert not wrong, f"{case}: {wrong}"
+
+
+def test_the_comparison_finds_what_is_not_a_number_and_what_is_off():
+    want = {"a": np.ones(4), "b": np.ones(4)}
+    assert not Outcome(dict(want), want).wrong(1e-6)
+    assert Outcome({"a": np.ones(4), "b": np.full(4, np.nan)}, want).wrong(1e-6).keys() == {"b"}
+    assert Outcome({"a": np.ones(4) + 1e-5, "b": np.ones(4)}, want).wrong(1e-6).keys() == {"a"}
+    with pytest.raises(AssertionError, match="instead of"):
+        Outcome({"a": np.ones(3), "b": np.ones(4)}, want).wrong(1e-6)
 
 
 def test_which_cells_have_kernels_of_the_whole_loop():
@@ -165,13 +170,29 @@ BUGS = {
         "barrier_wait(shared.arrived",
         "if (false) barrier_wait(shared.arrived",
     ),
-    "bytes that nobody expects": ("messages", "barrier_expect(barrier, COUNT * 16);", "barrier_expect(barrier, 0);"),
-    "one buffer where two are needed": ("messages", "constexpr int BUFFERS = 2;", "constexpr int BUFFERS = 1;"),
+    "bytes that nobody expects": (
+        "messages",
+        "barrier_expect(barrier, COUNT * 16);",
+        "barrier_expect(barrier, 0);",
+    ),
+    "one buffer where two are needed": (
+        "messages",
+        "constexpr int BUFFERS = 2;",
+        "constexpr int BUFFERS = 1;",
+    ),
     "a start before the others": ("messages", "if constexpr (CLUSTER > 1) sync_cluster();\n  }", "}"),
     "a slice at the wrong place": ("messages", "return of_rank * SLICE_CHUNKS * 4 +", "return of_rank * 4 +"),
-    "partial sums to the wrong owner": ("messages", "send16(to, row / UNITS,", "send16(to, CTAS - 1 - row / UNITS,"),
+    "partial sums to the wrong owner": (
+        "messages",
+        "send16(to, row / UNITS,",
+        "send16(to, CTAS - 1 - row / UNITS,",
+    ),
     "partial sums in one inbox": ("messages", "((number & 1) * CTAS + from)", "(from)"),
-    "no barrier of the cluster": ("cluster_barrier", "== CLUSTER_BARRIER) sync_cluster();", "== CLUSTER_BARRIER) {}"),
+    "no barrier of the cluster": (
+        "cluster_barrier",
+        "== CLUSTER_BARRIER) sync_cluster();",
+        "== CLUSTER_BARRIER) {}",
+    ),
     "a counter that is one step early": ("counter", "(u32)number * CTAS)", "(u32)(number - 1) * CTAS)"),
     "a release that is none": ("counter", "add_release(counter, 1);", "*counter += 1;"),
     "words that are not there yet": ("write_once", "!is_missing) break;", "true) break;"),
@@ -180,7 +201,11 @@ BUGS = {
     "rows behind the batch": ("none", "&& first + i.b < a.batch;", ";"),
     "the other direction": ("none", "return is_reversed ?", "return !is_reversed ?"),
     "the state of a step too late": ("none", "n > 0 ? n - 1 : 0", "n"),
-    "a split left out": ("none", "split < SPLITS; split++) total +=", "split < SPLITS - 1; split++) total +="),
+    "a split left out": (
+        "none",
+        "split < SPLITS; split++) total +=",
+        "split < SPLITS - 1; split++) total +=",
+    ),
     "rows of a fragment swapped": ("tensor", "lane / 4 + (j & 1) * 8;", "lane / 4 + (j >> 1) * 8;"),
     "columns of a fragment swapped": ("tensor", "from[4];", "from[1];"),
     "accumulators swapped": (
@@ -193,28 +218,29 @@ BUGS = {
 
 
 def is_found(case, mutate):
-    """How many of some schedules show the bug."""
+    """In how many of three schedules the bug shows."""
     found = 0
     for seed in range(3):
         try:
-            errors = run(dataclasses.replace(case), mutate, schedule=seed).errors()
-        except (EmulatorError, AssertionError):
+            found += bool(run(case, mutate, schedule=seed).wrong(TOLERANCE[case.precision]))
+        except EmulatorError:
             found += 1
-        else:
-            # NaN is an error, too
-            found += not max(errors.values()) < TOLERANCE[case.precision]
+        except AssertionError:  # written behind a buffer
+            found += 1
     return found
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found(bug):
     which, text, planted = BUGS[bug]
+    changed = []
 
     def mutate(source):
-        assert text in source or "loop" in source
+        changed.append(text in source)
         return source.replace(text, planted)
 
-    assert is_found(SMALL[which], mutate) == 3
+    assert is_found(SMALL[which], mutate) >= 2
+    assert any(changed)
 
 
 @pytest.mark.parametrize("which", SMALL)
@@ -222,12 +248,22 @@ def test_without_a_planted_bug_nothing_is_found(which):
     assert is_found(SMALL[which], lambda text: text) == 0
 
 
-def dropped_barriers():
-    """Every block barrier of the loops, dropped one at a time."""
-    for which, case in SMALL.items():
-        for loop in ("forward", "backward"):
-            step = step_functions(lower(case.cell.step), case.units)
-            names = ("precision", "exchange", "ctas", "tile", "threads")
-            given = {name: getattr(case, name) for name in names}
-            text = Persistent(step, loop, case.units, **given).kernel().text
-            yield which, loop, text.count("__syncthreads();")
+# The block barriers that each kernel runs, in the order of the text; all that count, for at least one
+# exchange each. The others stand in branches that this kernel does not have.
+BARRIERS = {
+    "messages": (1, 5, 6, 7, 8),
+    "counter": (0, 1, 2, 3, 4, 5, 6, 9),
+    "write_once": (0, 1, 4, 5, 6, 9),
+    "none": (0, 1, 5, 6, 9),
+}
+
+
+@pytest.mark.parametrize(("which", "number"), [(which, n) for which, all_ in BARRIERS.items() for n in all_])
+def test_a_block_barrier_that_is_dropped_is_found(which, number):
+    def mutate(source):
+        parts = source.split("__syncthreads();")
+        if number + 1 < len(parts):
+            parts[number : number + 2] = [parts[number] + parts[number + 1]]
+        return "__syncthreads();".join(parts)
+
+    assert is_found(SMALL[which], mutate)

@@ -82,7 +82,9 @@ def _product(rows: int, depth: int, tile: int, threads: int, precision: str) -> 
         splits = min(workers // across, length)
         parts = _up(length, splits)
         splits = _up(length, parts)
-        found.append((each * parts * piece + 8 * splits, Product(rows, depth, across, splits, parts, each * parts)))
+        found.append(
+            (each * parts * piece + 8 * splits, Product(rows, depth, across, splits, parts, each * parts))
+        )
     return min(found, key=lambda pair: pair[0])[1]
 
 
@@ -134,7 +136,9 @@ class Persistent:
         if self.threads % 32 or not 32 <= self.threads <= 1024:
             return f"{self.threads} threads; a CTA has a multiple of 32, at most 1024"
         if self.is_wasteful:
-            return f"{self.ctas} CTAs for {self.units} units, of which {self.slice} a CTA: some would have none"
+            return (
+                f"{self.ctas} CTAs for {self.units} units, of which {self.slice} a CTA: some would have none"
+            )
         return ""
 
     @property
@@ -232,8 +236,6 @@ class Persistent:
             "FACTORS": step.factors,
             "GRADIENTS": len(step.written),
             "TOTALS": len(step.accumulated),
-            "PRECISION": PRECISIONS.index(self.precision),
-            "IS_BACKWARD": int(self.is_backward),
             "SCATTERS": int(self.scatters),
             "IS_DIRECT": int(self.is_direct),
             "ROWS": product.rows,
@@ -304,9 +306,10 @@ class Persistent:
     def kernel(self) -> CudaKernel:
         """The text and how it is launched; a grid-wide exchange needs all CTAs at the same time."""
         types = {"lengths": "const int*", "exchange": "u32*", "counters": "u32*"}
-        types |= {name: "int" for name in ("steps", "batch", "reversed")}
+        types |= dict.fromkeys(("steps", "batch", "reversed"), "int")
         given = [(types.get(p.name, "float*"), p.name) for p in self.parameters]
         entry = f"{self.loop}_loop"
+        head = ", ".join(f"{kind} {name}" for kind, name in given)
         text = [
             PRELUDE,
             _file("device.cuh"),
@@ -314,7 +317,7 @@ class Persistent:
             f"#define IS_BACKWARD {int(self.is_backward)}",
             f"#define PRECISION {PRECISIONS.index(self.precision)}",
             f"constexpr int EXCHANGE = {self.exchange.upper()};",
-            *(f"[[maybe_unused]] constexpr int {k} = {v};" for k, v in self.constants.items() if k not in ("IS_BACKWARD", "PRECISION")),
+            *(f"[[maybe_unused]] constexpr int {name} = {value};" for name, value in self.constants.items()),
             "DEV constexpr int ROOM(int count) { return count > 0 ? count : 1; }",
             "struct Arguments {",
             *(f"  {kind} {name};" for kind, name in given),
@@ -323,7 +326,7 @@ class Persistent:
             _file("product.cuh"),
             _file("exchange.cuh"),
             _file("loop.cuh"),
-            f"KERNEL void __launch_bounds__(THREADS, 1) {entry}({', '.join(f'{kind} {name}' for kind, name in given)}) {{",
+            f"KERNEL void __launch_bounds__(THREADS, 1) {entry}({head}) {{",
             f"  run(Arguments{{{', '.join(name for _, name in given)}}});",
             "}",
         ]
@@ -368,8 +371,9 @@ class Persistent:
         ]
         for n, place in enumerate(self.step.loads):
             column = place.column
+            first = f"a.initial[{column} * state_size + start]"
             texts = {
-                "before": f"is_first ? a.initial[{column} * state_size + start] : a.state_{column}[before * H + unit]",
+                "before": f"is_first ? {first} : a.state_{column}[before * H + unit]",
                 "after": f"a.state_{column}[row * H + unit]",
                 "output": "a.output[row * H + unit]",
                 "products": f"a.products[(row * PRODUCTS + {column}) * H + unit]",

@@ -59,7 +59,7 @@ def why_no_step(program: Program) -> str:
         return f"{name} has sums over the units in each step, such as layer normalisation"
     for loop in (program.infer, program.forward):
         if len(loop.stages) > 1:
-            return f"{name} has {len(loop.stages)} stages in each step, a later one needs all units of one before"
+            return f"{name} has {len(loop.stages)} stages in each step: one needs all units of the one before"
     products = [p for stage in program.forward.stages for each in stage.maps for p in each.products]
     if len(products) > 1 or any(len(product.operands) > 1 for product in products):
         return f"{name} multiplies several values by matrices in each step"
@@ -93,11 +93,14 @@ def step_functions(program: Program, hidden: int) -> Step:
         raise ValueError(why)
     products = [p for stage in program.forward.stages for each in stage.maps for p in each.products]
     made: dict[Expr, str] = {}
-    state, matrices, is_blocks = -1, (), False
+    matrices: tuple[str, ...] = ()
+    state, is_blocks = -1, False
     if products:
         (product,) = products
         state = program.step.of_role("state").index(product.operands[0])
-        by_matrix = {terms[0].matrix: result for result, terms in zip(product.results, product.terms, strict=True)}
+        by_matrix = {
+            terms[0].matrix: result for result, terms in zip(product.results, product.terms, strict=True)
+        }
         ordered = [matrix for matrix in program.step.of_role("matrix") if matrix in by_matrix]
         made = {by_matrix[matrix]: f"r[{g}]" for g, matrix in enumerate(ordered)}
         matrices = tuple(matrix.label for matrix in ordered)
@@ -234,7 +237,7 @@ class _Backward:
             self._check_product(products[0].terms[0], matrices, by_place)
         self.forms: dict[Expr, Form] = {}
         self.factors: dict[Expr, int] = {}
-        self.bases: list[Expr] = []
+        self.bases: dict[Expr, Form] = {}
         results = [by_place[Place("carry", k)] for k in range(len(program.step.of_role("state")))]
         results += [by_place[Place("gradients", column)] for column in self.written]
         results += [by_place[place] for place in self.accumulated]
@@ -257,7 +260,10 @@ class _Backward:
                 self.flows.add(expr)
 
     def _check_product(self, terms: tuple, matrices: tuple[str, ...], by_place: Mapping[Place, Expr]) -> None:
-        columns = {label: by_place[Place("gradients", self.written[k])] for label, k in zip(matrices, self.recurrent, strict=True)}
+        columns = {
+            label: by_place[Place("gradients", self.written[k])]
+            for label, k in zip(matrices, self.recurrent, strict=True)
+        }
         given = {term.matrix.label: term.operand for term in terms}
         if given != columns or not all(term.is_transposed for term in terms):
             raise ValueError("the transposed products are not those of the forward step")
@@ -290,19 +296,19 @@ class _Backward:
         if expr.op == "neg":
             return {base: _minus(factor) for base, factor in self.forms[args[0]].items()}
         if expr.op == "mul":
-            (form, factor), = [(f, a) for f, a in zip(forms, reversed(args), strict=True) if f is not None]
+            ((form, factor),) = [(f, a) for f, a in zip(forms, reversed(args), strict=True) if f is not None]
             return {base: _times(own, factor) for base, own in form.items()}
         if expr.op == "div" and forms[1] is None and forms[0] is not None:
             return {base: node("div", own, args[1]) for base, own in forms[0].items()}
         if expr.op == "where" and forms[0] is None:
-            zero, form = constant(0.0), {}
-            sides = [forms[k] if forms[k] is not None else self._form(args[k]) for k in (1, 2)]
-            for base in dict.fromkeys((*sides[0], *sides[1])):
-                form[base] = node("where", args[0], sides[0].get(base, zero), sides[1].get(base, zero))
-            return form
+            zero = constant(0.0)
+            one, other = (self._form(arg) for arg in args[1:])
+            return {
+                base: node("where", args[0], one.get(base, zero), other.get(base, zero))
+                for base in dict.fromkeys((*one, *other))
+            }
         if expr.op in ("add", "sub"):
-            left, right = (f if f is not None else self._form(a) for f, a in zip(forms, args, strict=True))
-            form = dict(left)
+            form, right = (self._form(arg) for arg in args)
             for base, factor in right.items():
                 factor = _minus(factor) if expr.op == "sub" else factor
                 form[base] = _plus(form[base], factor) if base in form else factor
@@ -313,9 +319,7 @@ class _Backward:
         """A sum of several bases gets a name, so that what follows is one multiplication deep."""
         if len(form) < 2 or self.product in form:
             return form
-        self.bases.append(expr)
-        self.sums = getattr(self, "sums", {})
-        self.sums[expr] = form
+        self.bases[expr] = form
         return {expr: _ONE}
 
     def _write(self, loop: Loop, names: list[str], forms: list[Form]) -> None:
@@ -331,10 +335,10 @@ class _Backward:
         }
         lines: list[str] = []
         base_names = dict(incoming)
-        used = _used_bases(forms, getattr(self, "sums", {}))
+        used = _used_bases(forms, self.bases)
         for number, base in enumerate(base for base in self.bases if base in used):
             base_names[base] = f"b{number}"
-            lines.append(f"  const float b{number} = {self._sum(self.sums[base], base_names, fixed)};")
+            lines.append(f"  const float b{number} = {self._sum(self.bases[base], base_names, fixed)};")
         for name, form in zip(names, forms, strict=True):
             add = "+=" if name.startswith("total") else "="
             lines.append(f"  {name} {add} {self._sum(form, base_names, fixed)};")
@@ -356,7 +360,9 @@ class _Backward:
         )
 
     def _sum(self, form: Form, base_names: Mapping[Expr, str], fixed: Mapping[Expr, str]) -> str:
-        return " + ".join(self._term(base_names[base], factor, fixed) for base, factor in form.items()) or "0.0f"
+        return (
+            " + ".join(self._term(base_names[base], factor, fixed) for base, factor in form.items()) or "0.0f"
+        )
 
     def _term(self, base: str, factor: Expr, fixed: Mapping[Expr, str]) -> str:
         if factor is _ONE:
@@ -376,17 +382,21 @@ def _stores(loop: Loop) -> list[tuple[Expr, Place]]:
         found += stage.stores
         for each in stage.maps:
             found += each.stores
-    return [(expr, place) for expr, place in found if not place.buffer.endswith(("_temp", "_numbers")) or place.buffer == "gradient_numbers"]
+    return [
+        (expr, place)
+        for expr, place in found
+        if not place.buffer.endswith(("_temp", "_numbers")) or place.buffer == "gradient_numbers"
+    ]
 
 
-def _used_bases(forms: Iterable[Form], sums: Mapping[Expr, Form]) -> set[Expr]:
+def _used_bases(forms: Iterable[Form], bases: Mapping[Expr, Form]) -> set[Expr]:
     used: set[Expr] = set()
     left = [base for form in forms for base in form]
     while left:
         base = left.pop()
         if base not in used:
             used.add(base)
-            left += sums.get(base, {})
+            left += bases.get(base, {})
     return used
 
 
