@@ -5,6 +5,7 @@ For any cell, size and number format. No autograd here: see `op`. It runs wherev
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +21,7 @@ from cellfuse.codegen.program import Place
 from cellfuse.runtime.case import Weights
 from cellfuse.runtime.columns import Columns
 from cellfuse.runtime.fused import Kept
+from cellfuse.runtime.precision import is_tf32, matmul_in
 from cellfuse.runtime.times import Times
 
 # What is computed with, by what is stored.
@@ -65,7 +67,8 @@ class PerStep:
         launcher: Launcher,
         recompute: bool = False,
     ) -> None:
-        self.dtype, self.real, self.launcher, self.recompute = dtype, REAL[dtype], launcher, recompute
+        self.cell, self.dtype, self.real, self.launcher = cell, dtype, REAL[dtype], launcher
+        self.recompute = recompute
         self.program = lower(cell.step if has_bias else cell.step_without_bias, recompute=recompute)
         self.layout = cuda_layout(self.program, sizes, 64 if self.real == torch.float64 else 32)
         self.columns = Columns(cell, self.layout)
@@ -74,6 +77,10 @@ class PerStep:
         self.pointwise: Pointwise = pointwise(self.layout, str(dtype).removeprefix("torch."))
 
     # memory
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Of the numbers in a buffer."""
+        return self.dtype if name in LARGE else self.real
 
     def memory(self, loop: str, times: Times, like: Tensor) -> Memory:
         """Memory for one run of a loop over so many rows."""
@@ -91,8 +98,7 @@ class PerStep:
             is_gradient = loop != "backward" and "gradient" in name
             if name == "states" or not stride or is_other or is_gradient or name in unread:
                 continue
-            dtype = self.dtype if name in LARGE else self.real
-            tensors[name] = like.new_empty(rows[buffer.rows], stride, dtype=dtype)
+            tensors[name] = like.new_empty(rows[buffer.rows], stride, dtype=self.dtype_of(name))
         for k, width in enumerate(self.pointwise.results[loop]):
             tensors[f"results_{k}"] = like.new_empty(times.batch, width, dtype=self.dtype)
         if self.pointwise.gathered:
@@ -193,6 +199,16 @@ class PerStep:
         self, x: Tensor, times: Times, states: list[Tensor], weights: Weights, *, keep: bool
     ) -> tuple[Tensor, list[Tensor], Kept | None]:
         """Run the cell over the sequence; arguments and results as `Fused.forward` has them."""
+        with self._precision(x):
+            return self._forward(x, times, states, weights, keep)
+
+    def _precision(self, x: Tensor) -> AbstractContextManager:
+        is_open = x.is_cuda and x.dtype == torch.float32
+        return matmul_in(is_tf32(self.cell)) if is_open else nullcontext()
+
+    def _forward(
+        self, x: Tensor, times: Times, states: list[Tensor], weights: Weights, keep: bool
+    ) -> tuple[Tensor, list[Tensor], Kept | None]:
         loop = "forward" if keep else "infer"
         memory = self.memory(loop, times, x)
         self.load_weights(memory, loop, weights)
@@ -249,6 +265,19 @@ class PerStep:
         needs_x: bool,
     ) -> tuple[Tensor | None, list[Tensor], dict[str, Tensor]]:
         """Gradients of x (unless it needs none), of the initial states and of each weight."""
+        with self._precision(x):
+            return self._backward(x, times, weights, kept, output_gradient, state_gradients, needs_x)
+
+    def _backward(
+        self,
+        x: Tensor,
+        times: Times,
+        weights: Weights,
+        kept: Kept,
+        output_gradient: Tensor,
+        state_gradients: list[Tensor],
+        needs_x: bool,
+    ) -> tuple[Tensor | None, list[Tensor], dict[str, Tensor]]:
         memory = self.memory("backward", times, x)
         tensors = memory.tensors
         self.load_weights(memory, "backward", weights)
