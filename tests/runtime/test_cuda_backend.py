@@ -130,11 +130,19 @@ def test_a_loop_that_does_not_fit_runs_step_by_step(device, monkeypatch):
     x = torch.randn(3, 2, 3)
     whole = cuda_step.spread
     monkeypatch.setattr(
-        cuda_step, "spread", lambda step, loop, *r: None if loop == "backward" else whole(step, loop, *r)
+        cuda_step, "spread", lambda step, loop, *r: () if loop == "backward" else whole(step, loop, *r)
     )
     assert ours.plan(x).endswith("per step backward")
     for a, b in zip(results(ours, x), results(eager, x.double()), strict=True):
         assert_same(a, b, tolerance=5e-3 * max(1.0, float(b.detach().abs().max())))
+
+
+@emulated
+def test_a_cluster_that_finds_no_room_is_passed_over(device, monkeypatch):
+    monkeypatch.setattr(cuda_step, "TIER", "")
+    monkeypatch.setattr(Emulated, "fits", lambda self, kernel, entry, blocks: kernel.cluster <= 8)
+    layer = cf.cells.find("lstm").layer(3, 256, backend="cuda", dtype=torch.bfloat16)
+    assert "a cluster of 8 CTAs" in layer.plan(torch.randn(2, 4, 3, dtype=torch.bfloat16))
 
 
 @emulated

@@ -87,22 +87,25 @@ def plan(want: Wanted, device: torch.device) -> Plan:
     step = step_functions(_program(want), want.sizes.hidden)
     heads = want.sizes.heads if step.is_blocks else 1
     units, at = want.sizes.hidden // heads, device_of(device)
-    found = {
-        loop: spread(step, loop, units, heads, want.precision, want.batch, at, want.tier) for loop in LOOPS
-    }
+    launcher, found = launcher_of(device), {}
+    for loop in LOOPS:
+        ways = spread(step, loop, units, heads, want.precision, want.batch, at, want.tier)
+        found[loop] = next((one for one in ways if _has_room(one, want.batch, launcher)), None)
     chosen = tuple((loop, one) for loop, one in found.items() if one is not None)
     # In float32 both ways leave the same for the backward loop.
     is_enough = "forward" in dict(chosen) and want.dtype == torch.float32
     if len(chosen) < len(LOOPS) and not is_enough:
         where = f"the {want.tier} tier" if want.tier else "registers and shared memory"
         return Plan("per step", f"the recurrent weights in {want.precision} do not fit {where}")
-    launcher = launcher_of(device)
-    for _, one in chosen:
-        kernel, blocks = one.kernel(), one.grid(want.batch)[0]
-        is_bound = one.cluster > 1 or kernel.is_cooperative
-        if is_bound and not launcher.fits(kernel, kernel.entries[0], blocks):
-            return Plan("per step", f"{blocks} CTAs do not find room on this device at the same time")
     return Plan(TIERS[dict(chosen)["forward"].exchange], _described(dict(chosen)), chosen)
+
+
+def _has_room(one: Persistent, batch: int, launcher: Driver) -> bool:
+    """Whether CTAs that wait for each other can run at the same time; compiles the kernel."""
+    kernel = one.kernel()
+    if one.cluster == 1 and not kernel.is_cooperative:
+        return True
+    return launcher.fits(kernel, kernel.entries[0], one.grid(batch)[0])
 
 
 def _why_per_step(want: Wanted) -> str:

@@ -1,4 +1,4 @@
-"""How a whole loop is spread over a GPU: the candidates that fit, and the one a model of their time prefers.
+"""How a whole loop is spread over a GPU: the ways that fit, in the order that a model of their time prefers.
 
 The model counts cycles of one time step from published figures of an H100; nothing in it was measured here.
 """
@@ -44,8 +44,8 @@ _FIXED = 300  # barriers, the sum over splits, the step itself
 
 def spread(
     step: Step, loop: str, units: int, heads: int, precision: str, batch: int, device: Device, tier: str = ""
-) -> Persistent | None:
-    """The kernel for a loop, or None if no way of spreading it fits the device.
+) -> tuple[Persistent, ...]:
+    """The kernels for a loop that fit the device's registers and shared memory, the best first.
 
     Args:
         tier: "one CTA", "cluster" or "grid" if only this one is wanted.
@@ -55,7 +55,7 @@ def spread(
         for number, one in enumerate(_candidates(step, loop, units, heads, precision, batch, device))
         if not tier or tier == TIERS[one.exchange]
     ]
-    return min(found)[2] if found else None
+    return tuple(one for _, _, one in sorted(found, key=lambda each: each[:2]))
 
 
 def _candidates(
