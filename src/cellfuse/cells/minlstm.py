@@ -1,4 +1,4 @@
-"""minLSTM: gates that see the input only and share one unit of attention, so that the recurrence is linear."""
+"""minLSTM: gates that see the input only and are scaled to add up to one: a linear recurrence."""
 
 import torch
 

@@ -10,7 +10,7 @@ from cellfuse.cell import cell, per_unit
     states="c",
     parameters={"v_f": per_unit(0.0), "v_r": per_unit(0.0)},
     source="Lei et al. 2018, arXiv:1709.02755v5, eq. 1-4",
-    deviation="the highway carries W_s x + b_s instead of x, so that I and H may differ; the candidate has a bias",
+    deviation="the highway carries W_s x + b_s, so that I and H may differ; the candidate has a bias",
 )
 def sru(gate, c, v_f, v_r):
     """One step of the SRU. Its output is no state.
