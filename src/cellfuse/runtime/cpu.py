@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cellfuse.codegen.cpu.layout import Sizes
-from cellfuse.runtime import aten, eager, library, op
+from cellfuse.runtime import aten, eager, library, low_precision, op
 from cellfuse.runtime.case import Case, Result
 from cellfuse.runtime.fused import fused_step
 from cellfuse.runtime.private import (
@@ -34,22 +34,23 @@ def _why_not(case: Case) -> str:
     input = case.input
     if input.device.type != "cpu":
         return f"the input is on {input.device.type}, not on a CPU"
-    if input.dtype not in (torch.float32, torch.float64):
-        return f"CPU kernels compute in float32 and float64, not in {input.dtype}"
+    if low_precision.precision(case) not in (torch.float32, torch.float64, *low_precision.LOW):
+        return f"CPU kernels compute in float32 and float64, not in {low_precision.precision(case)}"
     if is_functorch_active():
         return "CPU kernels have no rule for torch.func's transforms"
     if is_forward_ad_active():
         return "CPU kernels have no forward-mode derivative"
     is_compiling = torch.compiler.is_compiling()
-    if torch.is_autocast_enabled("cpu") and input.dtype != torch.float64:  # which autocast leaves alone
-        return "autocast asks for a lower precision, which CPU kernels do not have"
     if not is_compiling and is_dispatch_mode_active():
         return "a torch dispatch mode is active, which could not see into the kernel"
     if torch.jit.is_tracing():
         return "torch.jit.trace cannot see into the kernel and would record its result as a constant"
+    why = low_precision.why_not(case)
+    if why:
+        return why
     for name, value in case.tensors():
-        if value.dtype != input.dtype or value.device != input.device:
-            return f"{name} is {value.dtype} on {value.device}, the input {input.dtype} on {input.device}"
+        if value.device != input.device:
+            return f"{name} is on {value.device}, the input on {input.device}"
         if is_compiling:  # torch.compile gives the operator plain memory
             continue
         if type(value) not in (Tensor, torch.nn.Parameter):
@@ -65,10 +66,16 @@ def why_rather_not(case: Case) -> str:
     oneDNN's LSTM runs at the processor's limit. Measured on Zen 4 with T = 100: ours takes 0.94 to 1.1
     times as long from two sequences on; with one and 128 units or more it is 1.1 to 1.4 times as fast.
     """
-    if case.must_recompute or case.cell.aten != "lstm" or case.proj_size or case.input.dtype != torch.float32:
+    precision = low_precision.precision(case)
+    if case.must_recompute or precision == torch.float64:
         return ""
+    why = low_precision.why_rather_not(case)
+    if why or case.cell.aten != "lstm" or case.proj_size:
+        return why
     if case.batch_sizes is not None or aten.why_not(case) or not torch.backends.mkldnn.is_available():
         return ""
+    if precision != torch.float32:
+        return "oneDNN's LSTM, which torch calls, is faster in low precision; backend='cpu' runs ours"
     batch = case.states[0].shape[1]
     if batch == 1 and case.hidden_size >= 128 and torch.get_num_threads() == 1:
         return ""
@@ -90,6 +97,15 @@ def run(case: Case) -> Result:
     """Run the stack: layer by layer, direction by direction."""
     if case.input.numel() == 0 or 0 in case.states[0].shape:
         return eager.run(case)  # nothing to compute
+    if low_precision.precision(case) in low_precision.LOW:
+        raised = low_precision.raised(case)
+        with torch.autocast("cpu", enabled=False):
+            result = _run(raised)
+        return low_precision.lowered(case, result)
+    return _run(case)
+
+
+def _run(case: Case) -> Result:
     is_compiling = torch.compiler.is_compiling()
     value, finals = case.input, []
     for layer in range(case.num_layers):
