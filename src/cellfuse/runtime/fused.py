@@ -32,8 +32,8 @@ CHUNK = 1 << 20
 _WORTH = 1 << 23
 
 
-# Multiplications and results of one product that may be made before a signal is handled, 20 to 40 ms of them on
-# Zen 4; the copies of such pieces are less than a hundredth of the work.
+# Multiplications and results of one product that may be made before a signal is handled, 20 to 40 ms of
+# them on Zen 4; the copies of such pieces are less than a hundredth of the work.
 _UNHEARD = 1 << 31, 1 << 23
 
 

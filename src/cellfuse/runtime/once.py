@@ -62,7 +62,7 @@ class Once(Generic[Value]):
         value, error = None, None
         try:
             value = make()
-        except BaseException as raised:
+        except BaseException as raised:  # noqa: BLE001 - handed on
             error = raised
         with _changed:
             _making.discard(threading.get_ident())
@@ -81,7 +81,7 @@ class Once(Generic[Value]):
 def _copy(source: Future[Value], target: Future[Value]) -> None:
     try:
         target.set_result(source.result())
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - handed on
         target.set_exception(error)
 
 
