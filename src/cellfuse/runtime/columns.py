@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class Use:
     is_input: bool
 
 
+_NONE: Mapping[str, Tensor] = {}
 INPUT = Place("x", 0)  # stands for the layer's input on the right of weight_ih's product
 
 
@@ -57,11 +59,6 @@ class Columns:
 
     Attributes:
         outers: the large products after the loop that belong to matrices of the step.
-        native_outers: those of the driver, the one of weight_ih first; the others are block-diagonal.
-        targets: the weight and its first row where such a product is a whole run of rows of a gradient.
-        native: those of the driver with the columns of their left values and their target.
-        is_direct: the only parameter is read where it stands.
-        uses: where the kernel reads each weight.
     """
 
     def __init__(self, cell: Cell, layout: Layout) -> None:
@@ -77,13 +74,26 @@ class Columns:
         self.parameters = [i.label for i in fixed if i.shape]
         self.constants = [i.label for i in fixed if not i.shape]
         self._recipes: dict[str, list[tuple[object, int, int]]] = {}
-        count = len(self.program.inputs)
-        of_input = [Outer(Place("gradients", 0), self.program.inputs, INPUT, False)] if count else []
-        self.native_outers = [*of_input, *(outer for outer in self.outers if not outer.is_by_head)]
-        self.is_direct = len(self.parameters) == 1 and not self._padded["H",]
-        self.targets = self._targets()
-        self.uses = self._uses()
-        self.native = [(outer, *self.range(outer), self.targets.get(outer)) for outer in self.native_outers]
+        self.moves = self._moves()
+
+    @cached_property
+    def is_direct(self) -> bool:
+        """Whether the only parameter can be read where it stands."""
+        return len(self.parameters) == 1 and not self._padded["H",]
+
+    @cached_property
+    def native_outers(self) -> list[Outer]:
+        """The large products of the driver, that of weight_ih first; the others are block-diagonal."""
+        inputs = self.program.inputs
+        of_input = [Outer(Place("gradients", 0), inputs, INPUT, False)] if inputs else []
+        return [*of_input, *(outer for outer in self.outers if not outer.is_by_head)]
+
+    @cached_property
+    def native(self) -> list[tuple[Outer, int, int, tuple[str, int] | None]]:
+        """Those of the driver with the columns of their left values; and the weight and its first row where
+        such a product is a whole run of rows of a gradient."""
+        targets = self._targets()
+        return [(outer, *self.range(outer), targets.get(outer)) for outer in self.native_outers]
 
     def _source(self, label: str) -> tuple[str, int, int]:
         """(weight, first row, rows) of a leaf; rows -1: all of it."""
@@ -97,6 +107,19 @@ class Columns:
         if gate and stem in self.cell.parameters:
             return stem, self.cell.gates.index(gate) * H, H
         return label, 0, -1
+
+    def _moves(self) -> list[tuple[int, int, int]]:
+        """(row in the input product's bias, row in bias_hh, rows) of the moved biases."""
+        H = self.layout.sizes.hidden
+        runs: list[tuple[int, int, int]] = []
+        into = {f"{gate}.x": place * H for place, gate in enumerate(self.program.inputs)}
+        for target, source in sorted((into[x], self.sources[bias][1]) for bias, x in self.program.moved):
+            last = runs[-1] if runs else (-1, -1, 0)
+            if runs and last[0] + last[2] == target and last[1] + last[2] == source:
+                runs[-1] = (*last[:2], last[2] + H)
+            else:
+                runs.append((target, source, H))
+        return runs
 
     def _targets(self) -> dict[Outer, tuple[str, int]]:
         found: dict[Outer, tuple[str, int]] = {}
@@ -124,7 +147,9 @@ class Columns:
         offsets = self.layout.offsets["gradients"]
         return offsets[outer.left.column], offsets[outer.left.column + len(outer.labels)]
 
-    def _uses(self) -> list[Use]:
+    @cached_property
+    def uses(self) -> list[Use]:
+        """Where the kernel reads each weight."""
         H, into = self.layout.sizes.hidden, dict(self.program.moved)
         names = dict.fromkeys([*(source[0] for source in self.sources.values()), "weight_ih", "bias_ih"])
         made = []
@@ -159,6 +184,20 @@ class Columns:
         """The part of a weight that a leaf of the step stands for."""
         name, first, count = self.sources[label]
         return weights[name] if count < 0 else weights[name].narrow(0, first, count)
+
+    def input_bias(self, weights: Weights) -> Tensor | None:
+        """The bias of the input product, with the recurrent biases that were moved to it."""
+        bias = weights.get("bias_ih")
+        if not self.moves:
+            return bias
+        recurrent = weights["bias_hh"]
+        rows = len(self.program.inputs) * self.layout.sizes.hidden
+        if self.moves == [(0, 0, rows)] and len(recurrent) == rows:
+            return recurrent if bias is None else bias + recurrent
+        bias = recurrent.new_zeros(rows) if bias is None else bias.clone()
+        for target, source, count in self.moves:
+            bias.narrow(0, target, count).add_(recurrent.narrow(0, source, count))
+        return bias
 
     # padding
 
@@ -200,7 +239,7 @@ class Columns:
     # gradients
 
     def gradients(
-        self, weights: Weights, sums: Mapping[object, Tensor], whole: Mapping[str, Tensor]
+        self, weights: Weights, sums: Mapping[object, Tensor], whole: Mapping[str, Tensor] = _NONE
     ) -> dict[str, Tensor]:
         """The gradient of each weight, from the large products and the sums of rows by buffer.
 

@@ -6,7 +6,6 @@ The kernel is compiled at the first call for given sizes, in a few tenths of a s
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cellfuse.codegen.cpu.layout import Sizes
@@ -18,7 +17,8 @@ from cellfuse.runtime.private import (
     is_forward_ad_active,
     is_functorch_active,
 )
-from cellfuse.runtime.times import Times, equal_times
+from cellfuse.runtime.stack import run_stack
+from cellfuse.runtime.times import times_of
 
 
 def why_not(case: Case) -> str:
@@ -119,23 +119,7 @@ def run(case: Case) -> Result:
 
 
 def _run(case: Case) -> Result:
-    is_compiling = torch.compiler.is_compiling()
-    value, finals = case.input, []
-    for layer in range(case.num_layers):
-        outputs = []
-        for direction in range(case.num_directions):
-            k = layer * case.num_directions + direction
-            states = [state[k] for state in case.states]
-            run_direction = _run_operator if is_compiling else _run_direct
-            output, final = run_direction(case, k, direction == 1, value, states)
-            outputs.append(output)
-            finals.append(final)
-        value = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-        if case.dropout and layer < case.num_layers - 1:
-            value = F.dropout(value, case.dropout, training=True)
-    if len(finals) == 1:
-        return value, tuple(final.unsqueeze(0) for final in finals[0])
-    return value, tuple(torch.stack(each) for each in zip(*finals, strict=True))
+    return run_stack(case, _run_operator if torch.compiler.is_compiling() else _run_direct)
 
 
 def _run_direct(
@@ -144,7 +128,7 @@ def _run_direct(
     weights = case.weights[k]
     sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
     fused = fused_step(case.cell, case.has_bias, sizes, value.dtype, case.must_recompute)
-    call = op.Call(fused, case, _times(case, is_reverse), tuple(weights))
+    call = op.Call(fused, case, times_of(case.input, case.batch_sizes, is_reverse), tuple(weights))
     return op.run(call, value, states, tuple(weights.values()))
 
 
@@ -156,11 +140,3 @@ def _run_operator(
     fixed = (list(weights), case.cell.number, case.has_bias, sizes, is_reverse)
     made = library.forward(value, states, list(weights.values()), *fixed, False)
     return made[0], list(made[1 : 1 + len(states)])
-
-
-def _times(case: Case, is_reverse: bool) -> Times:
-    if case.batch_sizes is None:
-        steps, batch = case.input.shape[:2]
-        return equal_times(steps, batch, is_reverse)
-    sizes = case.batch_sizes
-    return Times(F.pad(sizes.cumsum(0), (1, 0)), sizes.shape[0], int(sizes[0]), is_reverse, sizes)

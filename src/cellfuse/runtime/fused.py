@@ -6,9 +6,7 @@ No autograd here: see `op`.
 from __future__ import annotations
 
 import ctypes
-import threading
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,12 +22,15 @@ from cellfuse.codegen.program import Place
 from cellfuse.runtime.case import Weights
 from cellfuse.runtime.columns import INPUT, Columns, Outer
 from cellfuse.runtime.kernel_call import SESSIONS, Session
+from cellfuse.runtime.once import Once
 from cellfuse.runtime.times import Times
 
 # A chunk of time steps is what stays in the second-level cache between the loop and the large products
 # before and after it, and has rows enough for those products to read their matrices seldom.
 CHUNK = 1 << 19  # bytes
 ROWS = 384
+
+_LONGEST = 1 << 30  # multiplications: Ctrl-C is heard between chunks only
 
 # Multiplications, about 10 us of them, from which on another thread is worth starting.
 _WORTH = 1 << 20
@@ -61,6 +62,7 @@ class Fused:
         self, cell: Cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype, recompute: bool = False
     ) -> None:
         self.dtype, self.recompute = dtype, recompute
+        self.real = dtype  # of the states
         self.program = lower(cell.step if has_bias else cell.step_without_bias, recompute=recompute)
         self.layout = Layout(self.program, sizes, 64 if dtype == torch.float64 else 32, host())
         self.columns = Columns(cell, self.layout)
@@ -68,28 +70,23 @@ class Fused:
         self.widths = [self.layout.width(shape) for shape in self.shapes]
         self.size = self.layout.bits // 8
         self.by_head = [outer for outer in self.columns.outers if outer.is_by_head]
-        self._kernels: dict[tuple[str, ...], Kernel] = {}
+        self._kernels: Once[Kernel] = Once()
+        self._steps: Once[StepKernel] = Once()
         matrices = len(self.columns.matrices)
-        self._work = sum(self.widths) * (8 + matrices * sizes.hidden // sizes.heads)
-        self._lock = threading.Lock()
-        self._step: StepKernel | None = None
+        self.work = sum(self.widths) * (8 + matrices * sizes.hidden // sizes.heads)
 
     def _kernel(self, loop: str) -> Kernel:
         """The kernel with a loop, compiled at first use; training needs two loops, inference one."""
         loops = ("infer",) if loop == "infer" else ("forward", "backward")
-        if loops in self._kernels:
-            return self._kernels[loops]
-        with self._lock:
-            if loops not in self._kernels:
-                self._kernels[loops] = Kernel(self.layout, loops)
-            return self._kernels[loops]
+        return self._kernels.get(loops, lambda: Kernel(self.layout, loops))
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Of the numbers in a buffer."""
+        return self.dtype
 
     def step_kernel(self) -> StepKernel:
         """The kernel of one time step, compiled at first use."""
-        with self._lock:
-            if self._step is None:
-                self._step = StepKernel(self.layout)
-            return self._step
+        return self._steps.get("", lambda: StepKernel(self.layout))
 
     def _session(self, loop: str, x: Tensor, times: Times, needs_x: bool = False) -> Session:
         """A session for calls of these sizes."""
@@ -109,17 +106,18 @@ class Fused:
     ) -> Session:
         """A session of its own, for a number of rows in all."""
         layout, kernel, batch, threads = self.layout, self._kernel(loop), times.batch, torch.get_num_threads()
-        work = rows * (self._work + layout.strides["products"] * input_size)
+        work = rows * (self.work + layout.strides["products"] * input_size)
         work *= 2 if loop == "backward" else 1
         threads = max(1, min(threads, work // _WORTH))
         strides, emitted, lanes = layout.strides, kernel.emitted, layout.lanes
         is_backward, gates = loop == "backward", len(self.program.inputs)
-        chunk = self.chunk(loop, times)
+        chunk = self.chunk(loop, times, input_size)
         rows = min(rows, chunk * batch)
         wide = -(-input_size // lanes) * lanes
         working = {name: strides[name] * batch for name in (f"{loop}_temp", f"{loop}_numbers")}
         working |= {f"{loop}_weights": emitted.weights[loop], "scratch": emitted.scratch * threads}
         working["gathered"] = emitted.gathered * batch
+        working |= {name: strides[name] for name in ("parameters", "constants")}
         projects = bool(gates) and (not is_backward or self.recompute)
         if projects:
             working |= {"*panels": strides["products"] * input_size, "*bias": strides["products"]}
@@ -140,7 +138,7 @@ class Fused:
             working["zeros"] = max(self.widths) * batch
             working["*lefts"] = large.LEFTS * large.STEPS * threads
         name = "backward" if is_backward else "forward"
-        session = Session(self, name, working, 2 * len(self.shapes) + len(self.program.sums) + 8, 2 * gates, threads)
+        session = Session(self, name, working, 2 * len(self.shapes) + 2 * len(self.program.step.inputs) + 8, 2 * gates, threads)
         session.plan(times.steps, chunk, work)
         slots = layout.slots
         session.table[slots["origin"]] = times.steps - 1 if times.is_reverse else 0
@@ -188,12 +186,13 @@ class Fused:
     def _right_width(self, outer: Outer) -> int:
         return self.layout.width(self.columns.shape(outer.right))
 
-    def chunk(self, loop: str, times: Times) -> int:
+    def chunk(self, loop: str, times: Times, input_size: int) -> int:
         """Time steps between the loop and the products around it."""
         numbers = self.layout.strides["products"]
         if loop == "backward":
             numbers = self.layout.strides["gradients"] + numbers * self.recompute
         rows = max(CHUNK // (self.size * max(numbers, 1)), ROWS)
+        rows = min(rows, _LONGEST // (self.work + numbers * input_size) + 1)
         size = max(1, rows // max(times.batch, 1))
         count = -(-times.steps // size)
         return -(-times.steps // count)
@@ -420,12 +419,15 @@ class Fused:
         return self.columns.gather(self.columns.gather(total, left, 0), right, 1)
 
 
-@lru_cache(maxsize=256)
+_fused: Once[Fused] = Once()
+
+
 def fused_step(
     cell: Cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype, recompute: bool = False
 ) -> Fused:
-    """The compiled step of a cell; kernels live as long as the process."""
-    return Fused(cell, has_bias, sizes, dtype, recompute)
+    """The compiled step of a cell. The latest 256 are kept."""
+    key = (cell, has_bias, sizes, dtype, recompute)
+    return _fused.get(key, lambda: Fused(*key))
 
 
 _RIGHT, _OUT = OUTER.index("right"), OUTER.index("out")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 AT = {name: slot for slot, name in enumerate(CALL)}
 _COPIES = AT["copies_before"]  # followed by copies_after
-# Multiplications that one native call may take, about 50 ms of them: Python looks for Ctrl-C in between.
-_LONGEST = 1 << 31
+# Seconds that Ctrl-C may have to wait, and multiplications that take less on any processor.
+UNHEARD = 0.04
+_QUICK = 1 << 24
 # Bytes of working memory that sessions may hold between calls.
 _HELD = 1 << 26
 
@@ -144,28 +146,39 @@ class Session:
         self.copies[: len(values)] = values
 
     def plan(self, steps: int, chunk: int, work: int) -> None:
-        """Cut the time steps into pieces so short that Ctrl-C is noticed in between.
+        """What a run does.
 
         Args:
+            steps: T.
             chunk: time steps between the loop and the products around it.
             work: multiplications in all.
         """
-        pieces = min(-(-work // (_LONGEST * self.threads)), -(-steps // chunk))
-        size = -(-steps // (chunk * max(1, pieces))) * chunk
-        ends = [*range(0, steps, size), steps]
-        self.pieces = list(zip(ends[:-1], ends[1:], strict=True))
-        if self.name == "backward":
-            self.pieces = [(steps - last, steps - first) for first, last in self.pieces]
+        self.steps, self.chunk = steps, chunk
+        # Steps in one call of native code, which no signal interrupts; measured while it runs.
+        self.unheard = max(chunk, _QUICK * steps // max(work, 1) // chunk * chunk)
         self.set(steps=steps, chunk=chunk, first=0, last=steps, is_begin=1, is_end=1)
 
     def run(self) -> None:
-        """Run all time steps."""
-        if len(self.pieces) == 1:
+        """Run all time steps, in pieces so short that Ctrl-C is heard."""
+        if self.unheard >= self.steps:
             self._enter()
             return
-        for k, (first, last) in enumerate(self.pieces):
-            self.set(first=first, last=last, is_begin=k == 0, is_end=k == len(self.pieces) - 1)
-            self._enter()
+        done = 0
+        try:
+            while done < self.steps:
+                size = min(self.unheard, self.steps - done)
+                first, last = done, done + size
+                if self.name == "backward":
+                    first, last = self.steps - last, self.steps - first
+                self.set(first=first, last=last, is_begin=done == 0, is_end=done + size == self.steps)
+                start = time.perf_counter()
+                self._enter()
+                seconds = time.perf_counter() - start
+                done += size
+                fitting = int(size * UNHEARD / max(seconds, 1e-9))
+                self.unheard = max(self.chunk, min(4 * size, fitting) // self.chunk * self.chunk)
+        finally:
+            self.set(first=0, last=self.steps, is_begin=1, is_end=1)
 
     def _enter(self) -> None:
         run, call = self._run, self._address
@@ -176,10 +189,14 @@ class Session:
         if self.openmp is not None:
             self.openmp.run(self.driver.enter[self.name], call, self.threads)
             return
-        others = [_threads().submit(run, call, thread, self.threads) for thread in range(1, self.threads)]
+        others = [_threads().submit(self._run_part, thread) for thread in range(1, self.threads)]
         run(call, 0, self.threads)
         for other in others:
             other.result()
+
+    def _run_part(self, thread: int) -> None:
+        # A thread holds `self`, and so the memory: after an interrupt it goes on while nobody waits for it.
+        self._run(self._address, thread, self.threads)
 
 
 _pool: dict[int, ThreadPoolExecutor] = {}

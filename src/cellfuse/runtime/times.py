@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -27,6 +28,14 @@ class Times:
     is_reverse: bool
     batch_sizes: Tensor | None = None
 
+    def rows(self, first: int, last: int) -> tuple[int, int]:
+        """First row and end of the steps from `first` to `last`, counted in the order of computation."""
+        if self.is_reverse:
+            first, last = self.steps - last, self.steps - first
+        if self.batch_sizes is None:
+            return first * self.batch, last * self.batch
+        return int(self.starts[first]), int(self.starts[last])
+
     def alive(self) -> Tensor:
         """For packed input the position of each row in [T, B]."""
         assert self.batch_sizes is not None
@@ -38,3 +47,11 @@ class Times:
 def equal_times(steps: int, batch: int, is_reverse: bool) -> Times:
     """Of sequences of equal length."""
     return Times(torch.arange(steps + 1, device="cpu") * batch, steps, batch, is_reverse)
+
+
+def times_of(input: Tensor, batch_sizes: Tensor | None, is_reverse: bool) -> Times:
+    """Of an input [T, B, I], or [N, I] where `batch_sizes` is given."""
+    if batch_sizes is None:
+        return equal_times(input.shape[0], input.shape[1], is_reverse)
+    starts = F.pad(batch_sizes.cumsum(0), (1, 0))
+    return Times(starts, batch_sizes.shape[0], int(batch_sizes[0]), is_reverse, batch_sizes)

@@ -18,7 +18,7 @@ from cellfuse.runtime.columns import INPUT
 from cellfuse.runtime.fused import Fused
 from cellfuse.runtime.kernel_call import AT, Session
 from cellfuse.runtime.private import is_batched
-from cellfuse.runtime.whole import Whole
+from cellfuse.runtime.whole import Whole, at_weights, parameter_copies
 
 _RIGHT, _OUT = OUTER.index("right"), OUTER.index("out")
 
@@ -40,6 +40,7 @@ class Trained:
         self.initial, self.names, self.input_size, self.shapes = list(initial), call.names, input_size, shapes
         self.rows = times.steps * times.batch
         self.session = fused.new_session("forward", self.rows, input_size, times)
+        self._parameters = parameter_copies(fused, self.session, self.names)
         self._backward: dict[bool, list[Session]] = {False: [], True: []}
         strides, size = fused.layout.strides, fused.size
         self._places: dict[str, int] = {}  # of the parts of what is kept, in numbers
@@ -107,7 +108,7 @@ class Trained:
         session, kept = self.session, self._like.new_empty(self.total)
         base = kept.data_ptr()
         self._point(session, x, weights, base)
-        before, after, finals = [], [], []
+        before, after, finals = at_weights(self._parameters, weights), [], []
         for k, (state, step) in enumerate(zip(states or self.initial, self._step_bytes, strict=True)):
             first = base + self._places[f"slab.{k}"] * self.fused.size
             before.append((first, state.data_ptr(), step))
@@ -142,6 +143,7 @@ class Trained:
         output_gradient = output_gradient.contiguous()
         session.give("output_gradient", output_gradient)
         before, after, alive = self._carry(session, gradients[1:])
+        before += at_weights(parameter_copies(fused, session, self.names), weights)
         dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
         sums = session.address_of("sums")
         session.set(sums=sums, dx=dx.data_ptr() if dx is not None else 0)

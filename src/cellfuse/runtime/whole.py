@@ -13,8 +13,31 @@ from torch import Tensor
 
 from cellfuse.codegen.program import Place
 from cellfuse.runtime.fused import Fused
-from cellfuse.runtime.kernel_call import AT
+from cellfuse.runtime.kernel_call import AT, Session
 from cellfuse.runtime.times import Times
+
+
+def parameter_copies(
+    fused: Fused, session: Session, names: Sequence[str]
+) -> list[tuple[int, int, int, int]]:
+    """(place among the names, first byte, to, bytes) of parameters that have to stand side by side."""
+    columns, size, found = fused.columns, fused.size, []
+    if columns.is_direct:
+        return found
+    for buffer, labels in (("parameters", columns.parameters), ("constants", columns.constants)):
+        for column, label in enumerate(labels):
+            name, first, _ = columns.sources[label]
+            to = session.address_of(buffer) + fused.layout.offset(buffer, column) * size
+            numbers = fused.layout.width(fused.program.buffers[buffer].columns[column])
+            found.append((names.index(name), first * size, to, numbers * size))
+    return found
+
+
+def at_weights(
+    copies: Sequence[tuple[int, int, int, int]], weights: Sequence[Tensor]
+) -> list[tuple[int, int, int]]:
+    """Those copies, (to, from, bytes), of the weights as they stand."""
+    return [(to, weights[k].data_ptr() + first, size) for k, first, to, size in copies]
 
 
 class Whole:
@@ -54,8 +77,10 @@ class Whole:
                 base = session.address_of(f"slab.{k}")
                 session.give_state(k, base, 0, 1)
                 copies.append((0, base + (steps - 1 & 1) * step, step))
-        session.copy((), copies)
+        self._parameters = parameter_copies(fused, session, names)
+        self._copies = copies
         by_name = {use.name: use for use in columns.uses}
+        self._is_bound = False
         self._bound = [-1] * len(names)  # an address that no tensor has
         self._uses = [(k, by_name.get(name)) for k, name in enumerate(names)]
 
@@ -63,9 +88,8 @@ class Whole:
     def is_possible(fused: Fused) -> bool:
         """Whether nothing has to be padded or gathered before a call."""
         columns = fused.columns
-        if any(columns.is_padded(shape) for shape in [*fused.shapes, columns.shape(fused.program.output)]):
-            return False
-        return not columns.constants and (columns.is_direct or not columns.parameters)
+        shapes = [("H",), *fused.shapes, columns.shape(fused.program.output)]
+        return not any(columns.is_padded(shape) for shape in shapes)
 
     def run(
         self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
@@ -83,17 +107,22 @@ class Whole:
                 self._bound[k] = pointer
                 if use is not None:
                     self.session.bind(use, weights[k])
+                self._is_bound = False
+        if not self._is_bound:
+            self.session.copy(at_weights(self._parameters, weights), self._copies)
+            self._is_bound = True
         session, output = self.session, torch.empty_like(self._output)
         table, copies, start = session.table, session.copies, output.data_ptr()
+        first = 3 * len(self._parameters)
         for slot in self._output_slots:
             table[slot] = start
         for slot, offset in self._last_of_output:
-            copies[slot] = start + offset
+            copies[first + slot] = start + offset
         for slot, state in zip(self._initial_slots, states or self.initial, strict=True):
             table[slot] = state.data_ptr()
         finals = [torch.empty_like(state) for state in self._states]
         for k, final in enumerate(finals):
-            copies[3 * k] = final.data_ptr()
+            copies[first + 3 * k] = final.data_ptr()
         session.call[AT["x"]] = x.data_ptr()
         session.run()
         return output, finals
