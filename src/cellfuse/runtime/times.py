@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -16,17 +16,20 @@ class Times:
 
     Attributes:
         starts: row of each time step in [N, ...] tensors, and N at the end: [T + 1], int64.
-        steps: T.
         batch: B, sequences at the start.
         is_reverse: the last time step is computed first.
         batch_sizes: for packed input, the sequences alive at each time step.
+        steps: T.
     """
 
     starts: Tensor
-    steps: int
     batch: int
     is_reverse: bool
     batch_sizes: Tensor | None = None
+    steps: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", self.starts.shape[0] - 1)
 
     def rows(self, first: int, last: int) -> tuple[int, int]:
         """First row and end of the steps from `first` to `last`, counted in the order of computation."""
@@ -46,7 +49,7 @@ class Times:
 @lru_cache(maxsize=64)
 def equal_times(steps: int, batch: int, is_reverse: bool) -> Times:
     """Of sequences of equal length."""
-    return Times(torch.arange(steps + 1, device="cpu") * batch, steps, batch, is_reverse)
+    return Times(torch.arange(steps + 1, device="cpu") * batch, batch, is_reverse)
 
 
 def times_of(input: Tensor, batch_sizes: Tensor | None, is_reverse: bool) -> Times:
@@ -54,4 +57,4 @@ def times_of(input: Tensor, batch_sizes: Tensor | None, is_reverse: bool) -> Tim
     if batch_sizes is None:
         return equal_times(input.shape[0], input.shape[1], is_reverse)
     starts = F.pad(batch_sizes.cumsum(0), (1, 0))
-    return Times(starts, batch_sizes.shape[0], int(batch_sizes[0]), is_reverse, batch_sizes)
+    return Times(starts, int(batch_sizes[0]), is_reverse, batch_sizes)
