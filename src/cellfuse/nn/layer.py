@@ -122,7 +122,8 @@ class Layer(nn.RNNBase):
         """Make what torch.compile and export could not make inside `forward`; without effect if made."""
         self._blocks()
         torch_step(self.cell.step if self.bias else self.cell.step_without_bias)
-        _ = self.cell.input_gates, self.cell.recurrent_gates  # kept by the cell, under a lock
+        cell = self.cell
+        _ = cell.input_gates, cell.recurrent_gates, cell.reference  # kept by the cell, under a lock
 
     # Plain nn.Module behaviour: weights are read by name at every call, so nothing is cached that
     # could go stale under .to(), functional_call, parametrize or DataParallel.

@@ -5,6 +5,8 @@ The kernel is compiled at the first call for given sizes, in a few tenths of a s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,19 +14,13 @@ from torch import Tensor
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.runtime import aten, eager, library, low_precision, op
 from cellfuse.runtime.case import Case, Result
-from cellfuse.runtime.fused import fused_step
-from cellfuse.runtime.private import (
-    is_dispatch_mode_active,
-    is_forward_ad_active,
-    is_functorch_active,
-)
-from cellfuse.runtime.times import Times, starts
+from cellfuse.runtime.direction import Direction, direction_text
+from cellfuse.runtime.private import is_dispatch_mode_active, is_forward_ad_active
 
 
 def why_not(case: Case) -> str:
     """Why the kernels cannot run this case; empty if they can."""
-    why = _why_not_compiled(case) if torch.compiler.is_compiling() else ""
-    why = why or _why_not(case)
+    why = _why_not(case)
     if why and torch.compiler.is_compiling():
         return f"{why} (elsewhere the time steps are unrolled, and compiled again for another T)"
     return why
@@ -36,10 +32,6 @@ def _why_not(case: Case) -> str:
         return f"the input is on {input.device.type}, not on a CPU"
     if low_precision.precision(case) not in (torch.float32, torch.float64, *low_precision.LOW):
         return f"CPU kernels compute in float32 and float64, not in {low_precision.precision(case)}"
-    if is_functorch_active():
-        return "CPU kernels have no rule for torch.func's transforms"
-    if is_forward_ad_active():
-        return "CPU kernels have no forward-mode derivative"
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling and is_dispatch_mode_active():
         return "a torch dispatch mode is active, which could not see into the kernel"
@@ -66,6 +58,8 @@ def why_rather_not(case: Case) -> str:
     oneDNN's LSTM runs at the processor's limit. Measured on Zen 4 with T = 100: ours takes 0.94 to 1.1
     times as long from two sequences on; with one and 128 units or more it is 1.1 to 1.4 times as fast.
     """
+    if is_forward_ad_active():
+        return "forward-mode derivatives are made by the formula, which eager runs; backend='cpu' does, too"
     precision = low_precision.precision(case)
     if case.must_recompute or precision == torch.float64:
         return ""
@@ -82,17 +76,6 @@ def why_rather_not(case: Case) -> str:
     return "oneDNN's LSTM, which torch calls, is as fast here; backend='cpu' runs ours"
 
 
-def _why_not_compiled(case: Case) -> str:
-    """Why the kernel cannot be an operator in the graph that torch.compile makes."""
-    if torch.compiler.is_exporting():
-        return "an exported program must run in other processes, where the kernel does not exist"
-    if case.batch_sizes is not None:
-        return "torch.compile cannot look into the lengths of packed sequences"
-    if case.must_recompute:
-        return "recompute=True has no operator for the graph of torch.compile"
-    return ""
-
-
 def run(case: Case) -> Result:
     """Run the stack: layer by layer, direction by direction."""
     if case.input.numel() == 0 or 0 in case.states[0].shape:
@@ -106,15 +89,13 @@ def run(case: Case) -> Result:
 
 
 def _run(case: Case) -> Result:
-    is_compiling = torch.compiler.is_compiling()
     value, finals = case.input, []
     for layer in range(case.num_layers):
         outputs = []
         for direction in range(case.num_directions):
             k = layer * case.num_directions + direction
             states = [state[k] for state in case.states]
-            run_direction = _run_operator if is_compiling else _run_direct
-            output, final = run_direction(case, k, direction == 1, value, states)
+            output, final = _run_direction(case, k, direction == 1, value, states)
             outputs.append(output)
             finals.append(final)
         value = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
@@ -125,29 +106,18 @@ def _run(case: Case) -> Result:
     return value, tuple(torch.stack(each) for each in zip(*finals, strict=True))
 
 
-def _run_direct(
+def _run_direction(
     case: Case, k: int, is_reverse: bool, value: Tensor, states: list[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, Sequence[Tensor]]:
     weights = case.weights[k]
     sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
-    fused = fused_step(case.cell, case.has_bias, sizes, value.dtype, case.must_recompute)
-    call = op.Call(fused, case, _times(case, is_reverse), tuple(weights))
-    return op.run(call, value, states, tuple(weights.values()))
-
-
-def _run_operator(
-    case: Case, k: int, is_reverse: bool, value: Tensor, states: list[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    weights = case.weights[k]
-    sizes = [case.hidden_size, case.proj_size, case.num_heads]
-    fixed = (list(weights), case.cell.number, case.has_bias, sizes, is_reverse)
-    made = library.forward(value, states, list(weights.values()), *fixed, False)
-    return made[0], list(made[1 : 1 + len(states)])
-
-
-def _times(case: Case, is_reverse: bool) -> Times:
-    if case.batch_sizes is None:
-        steps, batch = case.input.shape[:2]
-        return Times(starts(steps, batch), batch, is_reverse)
-    sizes = case.batch_sizes
-    return Times(F.pad(sizes.cumsum(0), (1, 0)), int(sizes[0]), is_reverse, sizes)
+    names = tuple(weights)
+    recompute = case.must_recompute
+    if torch.compiler.is_compiling():
+        text = direction_text(case.cell, sizes, case.has_bias, is_reverse, recompute, names)
+        made = library.forward(value, states, list(weights.values()), case.batch_sizes, text, False)
+    else:
+        direction = Direction(case.cell, sizes, case.has_bias, is_reverse, recompute, names)
+        values = (value, *states, *weights.values())
+        made = op.run(direction, values, case.batch_sizes)
+    return made[0], made[1 : 1 + len(states)]
