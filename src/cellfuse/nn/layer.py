@@ -310,8 +310,7 @@ class Layer(nn.RNNBase):
     def _forward_packed(self, packed: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         self._check_input(input, is_packed=True)
-        arguments.check_batch_sizes(batch_sizes, input)
-        batch_size = int(batch_sizes[0])
+        batch_size = _batch_of(packed, hx)
         if hx is None:
             states = self.initial_states(batch_size, input)
         else:
@@ -384,13 +383,25 @@ class Layer(nn.RNNBase):
 
         The first one that can is the one `backend="auto"` takes.
         """
+        return choice.reasons(self._case_of(input))
+
+    def plan(self, input: Tensor | PackedSequence) -> str:
+        """Which backend runs this input and, on a GPU, by which kernels and why, as a line to be printed.
+
+        Raises:
+            BackendError: none can, or the one the layer was made with cannot.
+        """
+        return choice.plan(self._case_of(input), self.backend)
+
+    def _case_of(self, input: Tensor | PackedSequence) -> Case:
+        """The case of an input with initial states."""
         if isinstance(input, PackedSequence):
             value, sizes = input.data, input.batch_sizes
-            return choice.reasons(self._case(value, self.initial_states(int(sizes[0]), value), sizes))
+            return self._case(value, self.initial_states(int(sizes[0]), value), sizes)
         self._check_input(input)
         value = input if input.dim() == 3 else input.unsqueeze(0 if self.batch_first else 1)
         value = value.transpose(0, 1) if self.batch_first else value
-        return choice.reasons(self._case(value, self.initial_states(value.size(1), value)))
+        return self._case(value, self.initial_states(value.size(1), value))
 
     def _weights(self, block: Block) -> dict[str, Tensor]:
         return {name: getattr(self, full) for name, full in block.names}
@@ -446,6 +457,17 @@ class Layer(nn.RNNBase):
 
 # The names torch.nn gives its modes; some code reads `layer.mode`.
 _MODES = {"rnn": "RNN_TANH", "rnn_relu": "RNN_RELU", "projected_lstm": "LSTM"}
+
+
+def _batch_of(packed: PackedSequence, hx: Any) -> int:
+    """B. torch.compile cannot look into the lengths, which there the kernel checks."""
+    if not torch.compiler.is_compiling():
+        arguments.check_batch_sizes(packed.batch_sizes, packed.data)
+    elif packed.sorted_indices is not None:
+        return packed.sorted_indices.shape[0]
+    elif hx is not None:
+        return (hx if isinstance(hx, Tensor) else hx[0]).shape[1]
+    return int(packed.batch_sizes[0])
 
 
 def _take(state: Tensor, indices: Tensor | None) -> Tensor:

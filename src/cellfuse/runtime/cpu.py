@@ -5,17 +5,13 @@ The kernel is compiled at the first call for given sizes, in a few tenths of a s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from cellfuse.codegen.cpu.layout import Sizes
-from cellfuse.runtime import aten, eager, library, low_precision, op
+from cellfuse.runtime import aten, eager, low_precision, op
 from cellfuse.runtime.case import Case, Result
-from cellfuse.runtime.direction import Direction, direction_text
 from cellfuse.runtime.private import is_dispatch_mode_active, is_forward_ad_active
+from cellfuse.runtime.stack import run_stack
 
 
 def why_not(case: Case) -> str:
@@ -83,41 +79,6 @@ def run(case: Case) -> Result:
     if low_precision.precision(case) in low_precision.LOW:
         raised = low_precision.raised(case)
         with torch.autocast("cpu", enabled=False):
-            result = _run(raised)
+            result = run_stack(raised, op.run_direction)
         return low_precision.lowered(case, result)
-    return _run(case)
-
-
-def _run(case: Case) -> Result:
-    value, finals = case.input, []
-    for layer in range(case.num_layers):
-        outputs = []
-        for direction in range(case.num_directions):
-            k = layer * case.num_directions + direction
-            states = [state[k] for state in case.states]
-            output, final = _run_direction(case, k, direction == 1, value, states)
-            outputs.append(output)
-            finals.append(final)
-        value = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-        if case.dropout and layer < case.num_layers - 1:
-            value = F.dropout(value, case.dropout, training=True)
-    if len(finals) == 1:
-        return value, tuple(final.unsqueeze(0) for final in finals[0])
-    return value, tuple(torch.stack(each) for each in zip(*finals, strict=True))
-
-
-def _run_direction(
-    case: Case, k: int, is_reverse: bool, value: Tensor, states: list[Tensor]
-) -> tuple[Tensor, Sequence[Tensor]]:
-    weights = case.weights[k]
-    sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
-    names = tuple(weights)
-    recompute = case.must_recompute
-    if torch.compiler.is_compiling():
-        text = direction_text(case.cell, sizes, case.has_bias, is_reverse, recompute, names)
-        made = library.forward(value, states, list(weights.values()), case.batch_sizes, text, False)
-    else:
-        direction = Direction(case.cell, sizes, case.has_bias, is_reverse, recompute, names)
-        values = (value, *states, *weights.values())
-        made = op.run(direction, values, case.batch_sizes)
-    return made[0], made[1 : 1 + len(states)]
+    return run_stack(case, op.run_direction)

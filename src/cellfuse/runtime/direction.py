@@ -1,4 +1,4 @@
-"""One direction of one layer without its tensors: what it computes, by the CPU kernel and by the formula.
+"""One direction of one layer without its tensors: what it computes, by a kernel and by the formula.
 
 No derivatives of the kernel here: see `library`. The formula is plain torch, which differentiates it.
 """
@@ -17,7 +17,9 @@ from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.errors import ShapeError
 from cellfuse.runtime import eager
 from cellfuse.runtime.case import Case
+from cellfuse.runtime.cuda_step import runner_of
 from cellfuse.runtime.fused import Fused, Kept, fused_step
+from cellfuse.runtime.per_step import PerStep
 from cellfuse.runtime.times import Times, packed_times, starts
 
 _BUFFERS = ("products", "kept", "kept_numbers", "output")
@@ -45,9 +47,12 @@ class Direction:
     recompute: bool
     names: tuple[str, ...]
 
-    def fused(self, dtype: torch.dtype) -> Fused:
-        """The compiled step."""
-        return fused_step(self.cell, self.has_bias, self.sizes, dtype, self.recompute)
+    def runner(self, x: Tensor) -> Fused | PerStep:
+        """The compiled step for tensors as x."""
+        given = self.cell, self.has_bias, self.sizes, x.dtype
+        if x.device.type == "cuda":
+            return runner_of(*given, x.device, self.recompute)
+        return fused_step(*given, self.recompute)
 
     def split(self, values: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
         """(x, states, weights by name)."""
@@ -66,11 +71,11 @@ class Direction:
     def forward(self, values: Sequence[Tensor], times: Times, *, keep: bool) -> list[Tensor]:
         """[output, *final states] and, if `keep`, [*slabs, *buffers] for `backward`."""
         x, states, weights = self.split(values)
-        fused = self.fused(x.dtype)
-        output, finals, kept = fused.forward(_rows(x), times, states, weights, keep=keep)
+        runner = self.runner(x)
+        output, finals, kept = runner.forward(_rows(x), times, states, weights, keep=keep)
         if kept is None:
             return [output, *finals]
-        return [output, *finals, *kept.slabs, *(kept.buffers[name] for name in self.buffers(fused))]
+        return [output, *finals, *kept.slabs, *(kept.buffers[name] for name in self.buffers(runner))]
 
     def backward(
         self,
@@ -83,9 +88,9 @@ class Direction:
     ) -> list[Tensor | None]:
         """The gradient of each value, that of x only if it is needed, from those of output and states."""
         x, states, weights = self.split(values)
-        fused, count = self.fused(x.dtype), len(states)
-        buffers = dict(zip(self.buffers(fused), kept[count:], strict=True))
-        dx, dstates, dweights = fused.backward(
+        runner, count = self.runner(x), len(states)
+        buffers = dict(zip(self.buffers(runner), kept[count:], strict=True))
+        dx, dstates, dweights = runner.backward(
             _rows(x),
             times,
             weights,
@@ -100,23 +105,26 @@ class Direction:
             *(dweights[name].contiguous() for name in self.names),
         ]
 
-    def buffers(self, fused: Fused) -> list[str]:
+    def buffers(self, runner: Fused | PerStep) -> list[str]:
         """Names of the buffers that `forward` leaves for `backward`."""
-        names = [name for name in _BUFFERS if fused.layout.strides.get(name)]
+        names = [name for name in _BUFFERS if runner.layout.strides.get(name)]
         return [name for name in names if name != "products" or not self.recompute]
 
-    def shapes(self, values: Sequence[Tensor], batch_sizes: Tensor | None, keep: bool) -> list[list]:
-        """The shapes of what `forward` returns. The numbers may be symbols of torch.compile."""
+    def shapes(self, values: Sequence[Tensor], batch_sizes: Tensor | None, keep: bool) -> list[tuple]:
+        """(shape, dtype) of what `forward` returns. The numbers may be symbols of torch.compile."""
         x, states, _ = self.split(values)
-        fused, batch = self.fused(x.dtype), states[0].shape[0]
-        shape = fused.columns.shape(fused.program.output)
+        runner, batch = self.runner(x), states[0].shape[0]
+        shape = runner.columns.shape(runner.program.output)
         width = {"H": self.sizes.hidden, "P": self.sizes.projected}
         steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
         rows = x.shape[0] if batch_sizes is not None else steps * batch
-        made = [[*x.shape[:-1], width[shape[0]]], *([batch, width[s[0]]] for s in fused.shapes)]
+        made = [([*x.shape[:-1], width[shape[0]]], x.dtype)]
+        made += [([batch, width[s[0]]], x.dtype) for s in runner.shapes]
         if keep:
-            made += [[steps + 1, batch, size] for size in fused.widths]
-            made += [[rows, fused.layout.strides[name]] for name in self.buffers(fused)]
+            made += [([steps + 1, batch, size], runner.real) for size in runner.widths]
+            made += [
+                ([rows, runner.layout.strides[name]], runner.dtype_of(name)) for name in self.buffers(runner)
+            ]
         return made
 
     # by the formula
@@ -171,7 +179,7 @@ def direction_of(text: str) -> Direction:
 def check_shapes(direction: Direction, values: Sequence[Tensor]) -> None:
     """The tensors an operator is given have the sizes that the kernel will take for granted."""
     x, states, weights = direction.split(values)
-    sizes, columns = direction.sizes, direction.fused(x.dtype).columns
+    sizes, columns = direction.sizes, direction.runner(x).columns
     width = {"H": sizes.hidden, "P": sizes.projected, "N": sizes.hidden // sizes.heads}
     gates = len(direction.cell.input_gates)
     wanted: dict[str, list[int]] = {}
@@ -182,17 +190,17 @@ def check_shapes(direction: Direction, values: Sequence[Tensor]) -> None:
             last = wanted.get(name, [0])[0]
             wanted[name] = [max(last, first + count)]
     batch = states[0].shape[0] if states else 0
-    named = {f"state {k}": (v, [batch, width[s[0]]]) for k, (v, s) in enumerate(_with_shapes(direction, x, states))}
+    shapes = direction.runner(x).shapes
+    named = {
+        f"state {k}": (value, [batch, width[shape[0]]])
+        for k, (value, shape) in enumerate(zip(states, shapes, strict=True))
+    }
     named |= {name: (value, wanted[name]) for name, value in weights.items() if name in wanted}
     for name, (value, shape) in named.items():
         if list(value.shape[: len(shape)]) != shape or value.dtype != x.dtype:
             raise ShapeError(
                 f"cellfuse operator: {name} is {list(value.shape)} {value.dtype}, expected {shape} {x.dtype}"
             )
-
-
-def _with_shapes(direction: Direction, x: Tensor, states: list[Tensor]) -> list[tuple[Tensor, tuple[str, ...]]]:
-    return list(zip(states, direction.fused(x.dtype).shapes, strict=True))
 
 
 def _rows(x: Tensor) -> Tensor:

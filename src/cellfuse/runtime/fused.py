@@ -63,6 +63,7 @@ class Fused:
         self, cell: Cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype, recompute: bool = False
     ) -> None:
         self.dtype, self.recompute = dtype, recompute
+        self.real = dtype  # of the states
         self.program = lower(cell.step if has_bias else cell.step_without_bias, recompute=recompute)
         self.layout = Layout(self.program, sizes, 64 if dtype == torch.float64 else 32, host())
         self.columns = Columns(cell, self.layout)
@@ -79,6 +80,10 @@ class Fused:
         """The kernel with a loop, compiled at first use; training needs two loops, inference one."""
         loops = ("infer",) if loop == "infer" else ("forward", "backward")
         return self._kernels.get(loops, lambda: Kernel(self.layout, loops))
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Of the numbers in a buffer."""
+        return self.dtype
 
     def step_kernel(self) -> StepKernel:
         """The kernel of one time step, compiled at first use."""

@@ -1,4 +1,4 @@
-"""The torch operators of the CPU kernels, with rules for every transform: one node in every graph.
+"""The torch operators of the kernels, with rules for every transform: one node in every graph.
 
 Torch's own `custom_op` with `register_autograd` would return zeros as forward-mode derivatives, without an
 error, and fails under torch.func; so there are Autograd kernels of ours. Where a transform has no kernel of
@@ -21,6 +21,7 @@ from cellfuse.runtime.private import (
     is_forward_ad_active,
     is_functorch_active,
 )
+from cellfuse.runtime.times import Times
 
 _library = torch.library.Library("cellfuse", "DEF")
 # direction: `Direction.text`. kept: what the forward loop left, the results of "forward" behind the states.
@@ -66,7 +67,7 @@ def _forward(
 
 def _forward_fake(x, states, weights, batch_sizes, direction, keep):  # type: ignore[no-untyped-def]
     shapes = direction_of(direction).shapes((x, *states, *weights), batch_sizes, keep)
-    return [x.new_empty(shape) for shape in shapes]
+    return [x.new_empty(shape, dtype=dtype) for shape, dtype in shapes]
 
 
 def _backward(
@@ -81,8 +82,7 @@ def _backward(
     made, values = direction_of(direction), (x, *states, *weights)
     check_shapes(made, values)
     dense = [value.contiguous() for value in kept]
-    found = made.backward(gradients, values, made.times(values, batch_sizes), dense)
-    return found  # type: ignore[return-value]
+    return made.backward(gradients, values, made.times(values, batch_sizes), dense)  # type: ignore[return-value]
 
 
 def _backward_fake(gradients, x, states, weights, *_: Any):  # type: ignore[no-untyped-def]
@@ -92,7 +92,7 @@ def _backward_fake(gradients, x, states, weights, *_: Any):  # type: ignore[no-u
 # derivatives
 
 
-class Direct(torch.autograd.Function):
+class _Direct(torch.autograd.Function):
     """The kernel outside of transforms: kept values need not be results. (times, direction, *values)."""
 
     @staticmethod
@@ -113,7 +113,7 @@ class Direct(torch.autograd.Function):
         return None, None, *direction.backward(gradients, values, times, kept, needs_x=needs_x)
 
 
-class Compiled(torch.autograd.Function):
+class _Compiled(torch.autograd.Function):
     """The operator inside a graph. (text, batch_sizes, *values); kept values are results, too."""
 
     @staticmethod
@@ -133,12 +133,14 @@ class Compiled(torch.autograd.Function):
         wanted = gradients[: 1 + len(direction.cell.states)]
         if is_functorch_active() or is_forward_ad_active():
             return None, None, *_gradients(direction, wanted, values, batch_sizes, kept)
-        return None, None, *backward(
-            list(wanted), *_lists(direction, values), batch_sizes, list(kept), ctx.text
+        return (
+            None,
+            None,
+            *backward(list(wanted), *_lists(direction, values), batch_sizes, list(kept), ctx.text),
         )
 
 
-class Transformed(torch.autograd.Function):
+class _Transformed(torch.autograd.Function):
     """The kernel under torch.func. (direction, batch_sizes, *values); kept values are results, too."""
 
     generate_vmap_rule = True
@@ -165,7 +167,7 @@ class Transformed(torch.autograd.Function):
         return None, None, *_gradients(direction, gradients[:count], values, batch_sizes, made[count:])
 
 
-class Gradients(torch.autograd.Function):
+class _Gradients(torch.autograd.Function):
     """The backward kernel, whose own derivatives are the formula's.
 
     (direction, batch_sizes, number of gradients, number of values, *gradients, *values, *kept)
@@ -208,11 +210,26 @@ def _gradients(
     kept: Sequence[Tensor],
 ) -> Sequence[Tensor]:
     """The gradients of the values, which can be differentiated again."""
-    if is_forward_ad_active():
+    is_old_vmap = any(map(is_batched, gradients)) and not is_functorch_active()
+    if is_forward_ad_active() or is_old_vmap:  # of autograd.grad(is_grads_batched=True)
         return direction.formula_gradients(gradients, values, batch_sizes)
     counts = len(gradients), len(values)
-    made: tuple[Tensor, ...] = Gradients.apply(direction, batch_sizes, *counts, *gradients, *values, *kept)
+    made: tuple[Tensor, ...] = _Gradients.apply(direction, batch_sizes, *counts, *gradients, *values, *kept)
     return made
+
+
+def direct(direction: Direction, times: Times, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """(output, *final states) with a gradient, by the kernel without an operator."""
+    made: tuple[Tensor, ...] = _Direct.apply(times, direction, *values)
+    return made
+
+
+def transformed(
+    direction: Direction, batch_sizes: Tensor | None, values: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """(output, *final states) under torch.func's transforms but those of forward mode."""
+    made: tuple[Tensor, ...] = _Transformed.apply(direction, batch_sizes, *values)
+    return made[: 1 + len(direction.cell.states)]
 
 
 def _is_transformed(gradients: Sequence[Tensor]) -> bool:
@@ -226,7 +243,7 @@ def _forward_autograd(x, states, weights, batch_sizes, direction, keep):  # type
             raise BackendError("cellfuse::forward with keep=True has no derivative of its own")
         return list(direction_of(direction).formula(values, batch_sizes))
     if torch.is_grad_enabled() and any(value.requires_grad for value in values):
-        return list(Compiled.apply(direction, batch_sizes, *values))
+        return list(_Compiled.apply(direction, batch_sizes, *values))
     with below_autograd():
         return forward(x, states, weights, batch_sizes, direction, keep)
 
@@ -258,7 +275,10 @@ def _forward_vmap(info, in_dims, x, states, weights, batch_sizes, direction, kee
     steps, batch = x.shape[0], x.shape[2]
     joined = forward(x.flatten(1, 2), [s.flatten(0, 1) for s in states], weights, None, direction, keep)
     number = 1 + len(states)
-    made = [joined[0].unflatten(1, (count, batch)), *(v.unflatten(0, (count, batch)) for v in joined[1:number])]
+    made = [
+        joined[0].unflatten(1, (count, batch)),
+        *(v.unflatten(0, (count, batch)) for v in joined[1:number]),
+    ]
     dims = [1, *[0] * len(states)]
     for k, value in enumerate(joined[number:]):
         if k < len(states):  # the slabs [T + 1, N * B, width]
@@ -287,8 +307,9 @@ def _one_by_one(operator, info, in_dims, *arguments):  # type: ignore[no-untyped
     return stacked, [0] * len(stacked)
 
 
-_library.impl("forward", _forward, "CPU")
-_library.impl("backward", _backward, "CPU")
+for _key in ("CPU", "CUDA"):
+    _library.impl("forward", _forward, _key)
+    _library.impl("backward", _backward, _key)
 _library.impl("forward", _forward_autograd, "Autograd")
 _library.impl("backward", _backward_autograd, "Autograd")
 torch.library.register_fake("cellfuse::forward", _forward_fake, lib=_library)

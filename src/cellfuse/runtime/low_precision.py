@@ -36,7 +36,7 @@ def why_not(case: Case) -> str:
     """Why tensors of these dtypes do not go together; empty if they do."""
     low = autocast(case)
     if low is None:
-        allowed = (case.input.dtype,)
+        allowed: tuple[torch.dtype, ...] = (case.input.dtype,)
     else:
         allowed = (torch.float32, *LOW)
         kinds = {state.dtype for state in case.states}

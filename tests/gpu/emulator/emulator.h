@@ -114,7 +114,7 @@ inline float __shfl_down_sync(unsigned, float x, int by, int = 32) {
 }
 
 // ---- what device.cuh says in PTX ----
-#define DEV static inline
+#define DEV inline
 #define KERNEL extern "C"
 inline unsigned char* shared_memory() { return emulator::here->shared; }
 inline void sync_cluster() { emulator::cluster_barrier(); }

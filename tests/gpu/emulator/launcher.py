@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 WHY_NOT = "" if COMPILER else "the emulator of CUDA kernels needs g++, which is not on this machine"
-FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-w", f"-I{HERE}")
+FLAGS = ("-std=c++20", "-O1", "-fvisibility-inlines-hidden", "-fPIC", "-shared", "-w", f"-I{HERE}")
 
 _KINDS = {
     "pointer": ctypes.c_void_p,
