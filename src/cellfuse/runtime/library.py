@@ -243,7 +243,8 @@ def _forward_autograd(x, states, weights, batch_sizes, direction, keep):  # type
             raise BackendError("cellfuse::forward with keep=True has no derivative of its own")
         return list(direction_of(direction).formula(values, batch_sizes))
     if torch.is_grad_enabled() and any(value.requires_grad for value in values):
-        return list(_Compiled.apply(direction, batch_sizes, *values))
+        made = list(_Compiled.apply(direction, batch_sizes, *values))
+        return made if keep else made[: 1 + len(states)]
     with below_autograd():
         return forward(x, states, weights, batch_sizes, direction, keep)
 
