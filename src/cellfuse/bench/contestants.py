@@ -117,8 +117,8 @@ class InputProduct(nn.Module):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
-        rows, columns = layer.weight_ih_l0.shape
-        self.linear = nn.Linear(int(columns), int(rows), dtype=layer.weight_ih_l0.dtype)
+        weight = layer.get_parameter("weight_ih_l0")
+        self.linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
 
     def forward(self, input: Tensor) -> tuple[Tensor, None]:
         """Input [T, B, I] -> products [T, B, G*H]."""
