@@ -46,7 +46,7 @@ class NaNs(PerStep):
 class OnEmulator(Direction):
     """With `made` as its runner."""
 
-    def runner(self, x):
+    def runner(self, x, batch, is_operator):
         return self.made
 
 

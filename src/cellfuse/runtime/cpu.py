@@ -5,6 +5,8 @@ The kernel is compiled at the first call for given sizes, in a few tenths of a s
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -79,6 +81,6 @@ def run(case: Case) -> Result:
     if low_precision.precision(case) in low_precision.LOW:
         raised = low_precision.raised(case)
         with torch.autocast("cpu", enabled=False):
-            result = run_stack(raised, op.run_direction)
+            result = run_stack(raised, partial(op.run_direction, "cpu"))
         return low_precision.lowered(case, result)
-    return run_stack(case, op.run_direction)
+    return run_stack(case, partial(op.run_direction, "cpu"))

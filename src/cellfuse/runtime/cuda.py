@@ -8,6 +8,7 @@ cells that torch has to cuDNN.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -104,8 +105,12 @@ def why_rather_not(case: Case) -> str:
 
 def plan(case: Case) -> cuda_step.Plan:
     """How the case would run."""
+    if case.must_recompute:
+        return cuda_step.Plan("per step", "recompute=True: it alone can make the values again")
+    dtype = eager.autocast_dtype(case) or case.input.dtype
     sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
-    return cuda_step.plan(case.cell, sizes, case.input.dtype)
+    batch = case.states[0].shape[1]
+    return cuda_step.plan(cuda_step.wanted(case.cell, case.has_bias, sizes, dtype, batch), case.input.device)
 
 
 def run(case: Case) -> Result:
@@ -121,7 +126,7 @@ def run(case: Case) -> Result:
 
 def _run(case: Case) -> Result:
     with _current(case.input.device):
-        return run_stack(case, op.run_direction)
+        return run_stack(case, partial(op.run_direction, "cuda"))
 
 
 def _current(device: torch.device) -> AbstractContextManager:

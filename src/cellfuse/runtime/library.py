@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cellfuse.errors import BackendError
 from cellfuse.runtime.direction import Direction, check_shapes, direction_of
+from cellfuse.runtime.fused import Kept
 from cellfuse.runtime.private import (
     below_autograd,
     is_batched,
@@ -60,9 +61,13 @@ def _forward(
 ) -> list[Tensor]:
     made, values = direction_of(direction), (x, *states, *weights)
     check_shapes(made, values)
-    output, *rest = made.forward(values, made.times(values, batch_sizes), keep=keep)
+    times = made.times(values, batch_sizes)
+    (output, *finals), kept = made.forward(values, times, keep=keep, is_operator=True)
+    if kept is None:
+        return [output.contiguous(), *finals]
     # No two results of an operator may share memory.
-    return [output.clone(memory_format=torch.contiguous_format) if keep else output.contiguous(), *rest]
+    output = output.clone(memory_format=torch.contiguous_format)
+    return [output, *finals, *kept.slabs, *(kept.buffers[name] for name in made.buffers(made.kernel(x)))]
 
 
 def _forward_fake(x, states, weights, batch_sizes, direction, keep):  # type: ignore[no-untyped-def]
@@ -81,8 +86,10 @@ def _backward(
 ) -> list[Tensor]:
     made, values = direction_of(direction), (x, *states, *weights)
     check_shapes(made, values)
-    dense = [value.contiguous() for value in kept]
-    return made.backward(gradients, values, made.times(values, batch_sizes), dense)  # type: ignore[return-value]
+    times, dense = made.times(values, batch_sizes), [value.contiguous() for value in kept]
+    names = made.buffers(made.kernel(x))
+    found = Kept(dense[: len(states)], dict(zip(names, dense[len(states) :], strict=True)))
+    return made.backward(gradients, values, times, found, is_operator=True)  # type: ignore[return-value]
 
 
 def _backward_fake(gradients, x, states, weights, *_: Any):  # type: ignore[no-untyped-def]
@@ -97,18 +104,22 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, times: Any, direction: Direction, *values: Tensor) -> tuple[Tensor, ...]:
-        made = direction.forward(values, times, keep=True)
-        count = 1 + len(direction.cell.states)
-        ctx.times, ctx.direction, ctx.count = times, direction, len(values)
-        ctx.save_for_backward(*values, *made[count:])
-        return tuple(made[:count])
+        made, kept = direction.forward(values, times, keep=True)
+        assert kept is not None
+        ctx.times, ctx.direction, ctx.count, ctx.buffers = times, direction, len(values), tuple(kept.buffers)
+        ctx.save_for_backward(*values, *kept.slabs, *kept.buffers.values())
+        return tuple(made)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         direction, times, saved = ctx.direction, ctx.times, ctx.saved_tensors
-        values, kept = saved[: ctx.count], saved[ctx.count :]
+        values, rest, states = saved[: ctx.count], saved[ctx.count :], len(direction.cell.states)
         if torch.is_grad_enabled() or _is_transformed(gradients):
-            return None, None, *_gradients(direction, gradients, values, times.batch_sizes, kept)
+            names = direction.buffers(direction.kernel(values[0]))
+            if tuple(names) != ctx.buffers or direction.backend != "cpu":
+                return None, None, *direction.formula_gradients(gradients, values, times.batch_sizes)
+            return None, None, *_gradients(direction, gradients, values, times.batch_sizes, rest)
+        kept = Kept(list(rest[:states]), dict(zip(ctx.buffers, rest[states:], strict=True)))
         needs_x = ctx.needs_input_grad[2]
         return None, None, *direction.backward(gradients, values, times, kept, needs_x=needs_x)
 

@@ -18,12 +18,12 @@ from cellfuse.runtime.private import is_forward_ad_active, is_functorch_active
 
 
 def run_direction(
-    case: Case, k: int, is_reverse: bool, value: Tensor, states: list[Tensor]
+    backend: str, case: Case, k: int, is_reverse: bool, value: Tensor, states: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """Entry k of the stack on `value`: (output, final states)."""
     weights = case.weights[k]
     sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
-    options = (case.cell, sizes, case.has_bias, is_reverse, case.must_recompute, tuple(weights))
+    options = (case.cell, sizes, case.has_bias, is_reverse, case.must_recompute, tuple(weights), backend)
     if torch.compiler.is_compiling():
         text, packed = direction_text(*options), list(weights.values())
         made: Sequence[Tensor] = library.forward(value, states, packed, case.batch_sizes, text, False)
@@ -41,4 +41,4 @@ def run(direction: Direction, values: Sequence[Tensor], batch_sizes: Tensor | No
     times = direction.times(values, batch_sizes)  # not before: transforms would wrap what is kept of it
     if torch.is_grad_enabled() and any(value.requires_grad for value in values):
         return library.direct(direction, times, values)
-    return direction.forward(values, times, keep=False)
+    return direction.forward(values, times, keep=False)[0]

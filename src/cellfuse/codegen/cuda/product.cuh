@@ -15,17 +15,13 @@ DEV float operand_value(float value) { return value; }
 
 // A thread has four rows, or several times four, and every SPLITS-th k.
 template <class Weight>
-DEV void load_weights(Weights& weights, Weight weight) {
+DEV float4 piece_of(int i, Weight weight) {
   const int column = threadIdx.x % ROW_THREADS, split = threadIdx.x / ROW_THREADS;
+  const int row = (i / PARTS * ROW_THREADS + column) * 4, k = i % PARTS * SPLITS + split;
+  float v[4];
 #pragma unroll
-  for (int i = 0; i < WEIGHTS; i++) {
-    const int row = (i / PARTS * ROW_THREADS + column) * 4;
-    const int k = i % PARTS * SPLITS + split;
-    float v[4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) v[j] = split < SPLITS && row + j < ROWS && k < DEPTH ? weight(row + j, k) : 0.0f;
-    weights.at(i) = make_float4(v[0], v[1], v[2], v[3]);
-  }
+  for (int j = 0; j < 4; j++) v[j] = split < SPLITS && row + j < ROWS && k < DEPTH ? weight(row + j, k) : 0.0f;
+  return make_float4(v[0], v[1], v[2], v[3]);
 }
 
 DEV void multiply(Weights& weights, const u32* operand, float* sums) {
@@ -93,25 +89,21 @@ DEV void mma(float* c, const float4& a, u32 b0, u32 b1) {
 
 // A warp has every ROW_WARPS-th tile of 16 rows and every SPLITS-th tile of k.
 template <class Weight>
-DEV void load_weights(Weights& weights, Weight weight) {
+DEV float4 piece_of(int i, Weight weight) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = warp % ROW_WARPS, split = warp / ROW_WARPS;
+  const int tile = i / PARTS * ROW_WARPS + column, k_tile = i % PARTS * SPLITS + split;
+  float word[4];
 #pragma unroll
-  for (int i = 0; i < WEIGHTS; i++) {
-    const int tile = i / PARTS * ROW_WARPS + column, k_tile = i % PARTS * SPLITS + split;
-    u32 word[4];
+  for (int j = 0; j < 4; j++) {
+    const int row = tile * 16 + lane / 4 + (j & 1) * 8;
+    const int k = k_tile * K_OF_MMA + lane % 4 * VALUES_OF_WORD + (j >> 1) * (K_OF_MMA / 2);
+    float value[2] = {0.0f, 0.0f};
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const int row = tile * 16 + lane / 4 + (j & 1) * 8;
-      const int k = k_tile * K_OF_MMA + lane % 4 * VALUES_OF_WORD + (j >> 1) * (K_OF_MMA / 2);
-      float value[2] = {0.0f, 0.0f};
-#pragma unroll
-      for (int n = 0; n < VALUES_OF_WORD; n++)
-        if (split < SPLITS && row < ROWS && k + n < DEPTH) value[n] = weight(row, k + n);
-      word[j] = operand_word(value[0], value[1]);
-    }
-    weights.at(i) = make_float4(__uint_as_float(word[0]), __uint_as_float(word[1]), __uint_as_float(word[2]),
-                                __uint_as_float(word[3]));
+    for (int n = 0; n < VALUES_OF_WORD; n++)
+      if (split < SPLITS && row < ROWS && k + n < DEPTH) value[n] = weight(row, k + n);
+    word[j] = __uint_as_float(operand_word(value[0], value[1]));
   }
+  return make_float4(word[0], word[1], word[2], word[3]);
 }
 
 constexpr int TILES_OF_WARP = WEIGHTS / PARTS;
@@ -155,6 +147,17 @@ DEV void multiply(Weights& weights, const u32* operand, float* sums) {
   }
 }
 #endif
+
+// Through the thread's own memory: with constant indices throughout, the addresses of all weights would
+// be computed at once, in more registers than the loop over time needs.
+template <class Weight>
+DEV void load_weights(Weights& weights, Weight weight) {
+  float4 staged[WEIGHTS];
+#pragma unroll 1
+  for (int i = 0; i < WEIGHTS; i++) staged[i] = piece_of(i, weight);
+#pragma unroll
+  for (int i = 0; i < WEIGHTS; i++) weights.at(i) = staged[i];
+}
 
 // The sum of the splits, always in the same order.
 DEV float total_of(const float* sums, int row, int b) {
