@@ -169,7 +169,7 @@ class Direction:
         self, gradients: Sequence[Tensor], values: Sequence[Tensor], batch_sizes: Tensor | None
     ) -> list[Tensor]:
         """As `backward` returns them; differentiable, too."""
-        _, pull = torch.func.vjp(lambda *v: self.formula(v, batch_sizes), *values)
+        pull = torch.func.vjp(lambda *v: self.formula(v, batch_sizes), *values)[1]
         return list(pull(tuple(gradients)))
 
     # as a text, which is what operators of torch take

@@ -207,9 +207,9 @@ class _Gradients(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         direction, saved, given = ctx.direction, list(ctx.saved_tensors), ctx.given
         batch_sizes = saved.pop(0) if ctx.has_sizes else None
-        _, pull = torch.func.vjp(
+        pull = torch.func.vjp(
             lambda *v: tuple(direction.formula_gradients(v[:given], v[given:], batch_sizes)), *saved
-        )
+        )[1]
         return None, None, None, None, *pull(gradients), *[None] * ctx.kept
 
 
