@@ -106,7 +106,7 @@ struct Exchange {
     if constexpr (EXCHANGE == COUNTER || EXCHANGE == WRITE_ONCE) {
       // With the own slice, which is there already: all chunks in one row need no question of rank.
       constexpr int COUNT = SLICE_CHUNKS * CTAS, EACH = (COUNT + THREADS - 1) / THREADS;
-      constexpr int AT_ONCE = EACH < 8 ? EACH : 8;
+      constexpr int AT_ONCE = EACH < 1 ? 1 : EACH < 8 ? EACH : 8;
       constexpr bool IS_EVEN = COUNT % (AT_ONCE * THREADS) == 0;
 #pragma unroll
       for (int first = 0; first < EACH; first += AT_ONCE) {
