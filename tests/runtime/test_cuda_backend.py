@@ -5,6 +5,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import cellfuse as cf
+from cellfuse.codegen.cuda.spread import Device
 from cellfuse.errors import BackendError
 from cellfuse.runtime import cuda, cuda_driver, cuda_step, library, precision
 from compare import OPTIONS, assert_same
@@ -13,17 +14,29 @@ from gpu.emulator.launcher import WHY_NOT, Emulator
 emulated = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 
+H100 = Device(processors=132, shared_bytes=227 * 1024, has_clusters=True)
+
+
+class Emulated(Emulator):
+    """All CTAs find room."""
+
+    def fits(self, kernel, entry, blocks):
+        return True
+
+
 @pytest.fixture
 def device(monkeypatch):
     """The CPU taken for a GPU."""
-    cuda_step.runner_of.cache_clear()
+    cuda_step.clear()
     monkeypatch.setattr(cuda, "DEVICE", "cpu")
     monkeypatch.setattr(cuda, "_why_no_device", lambda index: "")
-    monkeypatch.setattr(cuda_step, "launcher_of", lambda device: Emulator())
+    monkeypatch.setattr(cuda_step, "launcher_of", lambda device: Emulated())
+    monkeypatch.setattr(cuda_step, "device_of", lambda device: H100)
+    monkeypatch.setattr(cuda_step, "TIER", "per step")
     cpu = torch.device("cpu")
-    monkeypatch.setattr(library, "fused_step", lambda *given: cuda_step.runner_of(*given, cpu))
+    monkeypatch.setattr(library, "fused_step", lambda *given: cuda_step.per_step(*given, cpu))
     yield
-    cuda_step.runner_of.cache_clear()
+    cuda_step.clear()
 
 
 def pair(name, *sizes, **options):
@@ -40,7 +53,8 @@ def results(layer, x, states=None):
     finals = finals if isinstance(finals, tuple) else (finals,)
     generator = torch.Generator().manual_seed(0)
     loss = sum(
-        (v * torch.randn(v.shape, dtype=v.dtype, generator=generator)).sum() for v in (output, *finals)
+        (v * torch.randn(v.shape, dtype=torch.float64, generator=generator).to(v.dtype)).sum()
+        for v in (output, *finals)
     )
     given = () if states is None else states if isinstance(states, tuple) else (states,)
     leaves = [*layer.parameters(), *given]
@@ -61,6 +75,90 @@ def test_layers_directions_and_lengths(device, name):
             assert_same(got, want, tolerance=1e-11)
     with torch.no_grad():
         assert_same(ours(x)[0], eager(x)[0])
+
+
+@emulated
+@pytest.mark.parametrize("tier", ["one CTA", "cluster", "grid"])
+@pytest.mark.parametrize("name", ["rnn", "gru", "lstm", "slstm", "peephole_lstm", "indrnn"])
+def test_whole_loops(device, monkeypatch, name, tier):
+    if name == "indrnn" and tier != "one CTA":
+        pytest.skip("it has no product whose weights could be spread")
+    monkeypatch.setattr(cuda_step, "TIER", tier)
+    H = 40 if tier == "grid" else 10
+    ours, eager = pair(name, 3, H, num_layers=1 if tier == "grid" else 2, bidirectional=True)
+    eager.load_state_dict(ours.float().state_dict())
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    try:
+        x = torch.randn(3, 3, 3)
+        assert ours.plan(x).startswith(f"cuda, {tier}: whole loop in one kernel, fp32")
+        states = tuple(torch.rand_like(s).requires_grad_() for s in ours.initial_states(3, x))
+        packed = pack_padded_sequence(x, torch.tensor([2, 3, 1]), enforce_sorted=False)
+        for input in (x, packed):
+            got = results(ours, input, states if len(states) > 1 else states[0])
+            exact = tuple(s.detach().double().requires_grad_() for s in states)
+            double = input.to(torch.float64)
+            want = results(eager, double, exact if len(exact) > 1 else exact[0])
+            for a, b in zip(got, want, strict=True):
+                assert a.dtype == torch.float32
+                assert_same(a, b, tolerance=3e-6 * max(1.0, float(b.detach().abs().max())))
+        with torch.no_grad():
+            assert_same(ours(x)[0], eager(x.double())[0], tolerance=3e-6)
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = "tf32"
+
+
+@emulated
+@pytest.mark.parametrize(("dtype", "close"), [("tf32", 4e-3), (torch.bfloat16, 0.06), (torch.float16, 0.01)])
+def test_whole_loops_on_tensor_cores(device, monkeypatch, dtype, close):
+    monkeypatch.setattr(cuda_step, "TIER", "")
+    ours, eager = pair("lstm", 3, 24)
+    ours = ours.float() if dtype == "tf32" else ours.to(dtype)
+    eager.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 9, 3).to(next(ours.parameters()).dtype)
+    assert "per step" not in ours.plan(x)
+    assert {"tf32": "tf32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype] in ours.plan(x)
+    for a, b in zip(results(ours, x), results(eager, x.double()), strict=True):
+        assert a.dtype == x.dtype
+        assert_same(a, b, tolerance=close * max(1.0, float(b.detach().abs().max())))
+
+
+@emulated
+def test_a_loop_that_does_not_fit_runs_step_by_step(device, monkeypatch):
+    monkeypatch.setattr(cuda_step, "TIER", "")
+    ours, eager = pair("gru", 3, 8)
+    eager.load_state_dict(ours.float().state_dict())
+    x = torch.randn(3, 2, 3)
+    whole = cuda_step.spread
+    monkeypatch.setattr(
+        cuda_step, "spread", lambda step, loop, *r: () if loop == "backward" else whole(step, loop, *r)
+    )
+    assert ours.plan(x).endswith("per step backward")
+    for a, b in zip(results(ours, x), results(eager, x.double()), strict=True):
+        assert_same(a, b, tolerance=5e-3 * max(1.0, float(b.detach().abs().max())))
+
+
+@emulated
+def test_a_cluster_that_finds_no_room_is_passed_over(device, monkeypatch):
+    monkeypatch.setattr(cuda_step, "TIER", "")
+    monkeypatch.setattr(Emulated, "fits", lambda self, kernel, entry, blocks: kernel.cluster <= 8)
+    layer = cf.cells.find("lstm").layer(3, 256, backend="cuda", dtype=torch.bfloat16)
+    assert "a cluster of 8 CTAs" in layer.plan(torch.randn(2, 4, 3, dtype=torch.bfloat16))
+
+
+@emulated
+def test_plans_say_why(device, monkeypatch):
+    monkeypatch.setattr(cuda_step, "TIER", "")
+    x = torch.randn(2, 4, 3)
+
+    def make(name, H, dtype=None):
+        return cf.cells.find(name).layer(3, H, backend="cuda", dtype=dtype)
+
+    assert "layer normalisation" in make("layer_norm_lstm", 8).plan(x)
+    assert "float32" in make("gru", 8, torch.float64).plan(x.double())
+    assert "do not fit" in make("lstm", 5000).plan(x)
+    for H, tier in ((32, "one CTA"), (256, "cluster"), (1024, "grid")):
+        plan = make("lstm", H, torch.bfloat16).plan(x.bfloat16())
+        assert plan.startswith(f"cuda, {tier}"), plan
 
 
 @emulated
@@ -107,6 +205,7 @@ def test_autocast(device):
     x = torch.randn(3, 2, 3)
     with torch.autocast("cpu", torch.bfloat16):
         output = ours(x)[0]
+        assert torch.equal(ours(x.bfloat16())[0], output)
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), ours(x)[0], rtol=0, atol=0.05)
     output.float().sum().backward()

@@ -26,6 +26,7 @@ from cellfuse.runtime.times import times_of
 
 # Where the kernels run.
 DEVICE = "cuda"
+_LOW = (torch.bfloat16, torch.float16)
 # Older GPUs lack asynchronous copies and bfloat16.
 _OLDEST = (8, 0)
 
@@ -52,8 +53,10 @@ def why_not(case: Case) -> str:
         why = _why_not_compiled(case)
         if why:
             return why
+    # Autocast brings them to one dtype.
+    allowed = (input.dtype,) if eager.autocast_dtype(case) is None else (torch.float32, *_LOW)
     for name, value in case.tensors():
-        if value.dtype != input.dtype or value.device != input.device:
+        if value.dtype not in allowed or value.device != input.device:
             return f"{name} is {value.dtype} on {value.device}, the input {input.dtype} on {input.device}"
         if is_compiling:
             continue
@@ -102,8 +105,15 @@ def why_rather_not(case: Case) -> str:
 
 def plan(case: Case) -> cuda_step.Plan:
     """How the case would run."""
+    if case.must_recompute:
+        return cuda_step.Plan("per step", "recompute=True: it alone can make the values again")
+    dtype = eager.autocast_dtype(case) or case.input.dtype
+    return cuda_step.plan(_wanted(case, dtype, case.states[0].shape[1]), case.input.device)
+
+
+def _wanted(case: Case, dtype: torch.dtype, batch: int) -> cuda_step.Wanted:
     sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
-    return cuda_step.plan(case.cell, sizes, case.input.dtype)
+    return cuda_step.wanted(case.cell, case.has_bias, sizes, dtype, batch)
 
 
 def run(case: Case) -> Result:
@@ -130,10 +140,12 @@ def _run_direct(
     case: Case, k: int, is_reverse: bool, value: Tensor, states: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     weights = case.weights[k]
-    sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
-    runner = cuda_step.runner_of(
-        case.cell, case.has_bias, sizes, value.dtype, value.device, case.must_recompute
-    )
+    runner: op.Runner
+    if case.must_recompute:
+        sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
+        runner = cuda_step.per_step(case.cell, case.has_bias, sizes, value.dtype, value.device, True)
+    else:
+        runner = cuda_step.runner(_wanted(case, value.dtype, states[0].shape[0]), value.device)
     call = op.Call(runner, case, times_of(case.input, case.batch_sizes, is_reverse), tuple(weights))
     return op.run(call, value, states, tuple(weights.values()))
 

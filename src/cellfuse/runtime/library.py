@@ -17,8 +17,9 @@ from torch import Tensor
 from cellfuse.cell import cell_of_number
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.errors import BackendError
-from cellfuse.runtime.cuda_step import runner_of
+from cellfuse.runtime.cuda_step import per_step, runner, wanted
 from cellfuse.runtime.fused import Fused, Kept, fused_step
+from cellfuse.runtime.op import Runner
 from cellfuse.runtime.per_step import PerStep
 from cellfuse.runtime.private import below_autograd, is_forward_ad_active, is_functorch_active
 from cellfuse.runtime.times import Times, starts
@@ -41,7 +42,15 @@ _BUFFERS = ("products", "kept", "kept_numbers", "output")
 
 def _fused(x: Tensor, cell: int, has_bias: bool, sizes: Sequence[int]) -> Fused | PerStep:
     given = cell_of_number(cell), has_bias, Sizes(*sizes), x.dtype
-    return fused_step(*given) if x.device.type == "cpu" else runner_of(*given, x.device)
+    return fused_step(*given) if x.device.type == "cpu" else per_step(*given, x.device)
+
+
+def _runner(x: Tensor, cell: int, has_bias: bool, sizes: Sequence[int]) -> Runner:
+    """What runs the loops; in float32 all leave the same for the backward loop, in the same memory."""
+    if x.device.type == "cpu" or x.dtype != torch.float32:
+        return _fused(x, cell, has_bias, sizes)
+    want = wanted(cell_of_number(cell), has_bias, Sizes(*sizes), x.dtype, x.shape[1])
+    return runner(want, x.device)
 
 
 def _kept_names(fused: Fused | PerStep) -> list[str]:
@@ -67,7 +76,8 @@ def _forward(
     fused = _fused(x, cell, has_bias, sizes)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     by_name = dict(zip(names, weights, strict=True))
-    output, finals, kept = fused.forward(rows, _times(x, is_reverse), states, by_name, keep=keep)
+    run = _runner(x, cell, has_bias, sizes)
+    output, finals, kept = run.forward(rows, _times(x, is_reverse), states, by_name, keep=keep)
     if kept is None:
         return [output.contiguous(), *finals]
     # No two results of an operator may share memory.
@@ -108,7 +118,7 @@ def _backward(
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     count = len(states)
     buffers = dict(zip(_kept_names(fused), kept[count:], strict=True))
-    dx, dstates, dweights = fused.backward(
+    dx, dstates, dweights = _runner(x, cell, has_bias, sizes).backward(
         rows,
         _times(x, is_reverse),
         dict(zip(names, weights, strict=True)),

@@ -221,7 +221,7 @@ class PerStep:
         self.run(memory, loop, times)
         place = self.program.output
         if place.buffer == "after":
-            output = self._of_rows(memory.slabs[place.column], times, "after").to(self.dtype)
+            output = self.of_rows(memory.slabs[place.column], times, "after").to(self.dtype)
         else:
             output = memory.tensors["output"]
             output = output if times.batch_sizes is not None else output.view(times.steps, times.batch, -1)
@@ -243,7 +243,7 @@ class PerStep:
         else:
             torch.addmm(bias, x, weight.t(), out=out)
 
-    def _of_rows(self, slab: Tensor, times: Times, which: str) -> Tensor:
+    def of_rows(self, slab: Tensor, times: Times, which: str) -> Tensor:
         """The states before or after each time step: [T, B, width], or [N, width] if packed."""
         shift = int((which == "before") == times.is_reverse)
         if times.batch_sizes is None:
@@ -317,7 +317,7 @@ class PerStep:
                 right = columns.column(made, outer.right)
             else:
                 if outer.right not in before:
-                    rows = self._of_rows(memory.slabs[outer.right.column], times, "before")
+                    rows = self.of_rows(memory.slabs[outer.right.column], times, "before")
                     before[outer.right] = rows.reshape(-1, rows.shape[-1]).to(self.dtype)
                 right = before[outer.right]
             if outer.is_by_head:
