@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from cellfuse.explain.by_hand import ByHand
 from cellfuse.explain.facts import Claim
+from cellfuse.explain.progress import Watch
 from cellfuse.explain.subject import Subject, cell_of
 
 Names = dict[str, Any]
@@ -82,7 +83,9 @@ def result_of(layer: Any, input: Any, hx: Any) -> tuple[Any, tuple[Tensor, ...]]
     return output, states if isinstance(states, tuple) else (states,)
 
 
-def names_of(layer: Any, subject: Subject, input: Any, hx: Any, result: tuple) -> Names:
+def names_of(
+    layer: Any, subject: Subject, input: Any, hx: Any, result: tuple, watch: Watch | None = None
+) -> Names:
     """The names that a claim's code may use: tensors, the layer, and a few functions."""
     output, states = result
     ending = "1" if subject.is_step else "n"
@@ -90,7 +93,7 @@ def names_of(layer: Any, subject: Subject, input: Any, hx: Any, result: tuple) -
     names |= {"swapped": swapped, "in_training": in_training}
     names |= {"merged": merged, "with_dropout": with_dropout}
     names |= {"pack_padded_sequence": pack_padded_sequence}
-    names["by_hand"] = ByHand(subject, layer, input, hx)
+    names["by_hand"] = ByHand(subject, layer, input, hx, watch)
     names["output"] = output
     names |= {f"{s}_{ending}": value for s, value in zip(subject.cell.states, states, strict=True)}
     if isinstance(output, PackedSequence):
@@ -98,12 +101,17 @@ def names_of(layer: Any, subject: Subject, input: Any, hx: Any, result: tuple) -
     return names
 
 
-def evaluate(claims: list[Claim], names: Names) -> tuple[Claim, ...]:
+def evaluate(claims: list[Claim], names: Names, watch: Watch | None = None) -> tuple[Claim, ...]:
     """The claims with `holds` set. They stay unset where the output has NaN, which equals nothing."""
-    made = [value for name, value in names.items() if name == "output" or name.endswith(("_n", "_1"))]
-    if any(value.data.isnan().any() for value in made if value is not None):
+    ends = [value for name, value in names.items() if name == "output" or name.endswith(("_n", "_1"))]
+    if any(value.data.isnan().any() for value in ends if value is not None):
         return tuple(claims)
-    return tuple(replace(claim, holds=run(claim, names)) for claim in claims)
+    made = []
+    for place, claim in enumerate(claims):
+        if watch:
+            watch("statement", place + 1, len(claims))
+        made.append(replace(claim, holds=run(claim, names)))
+    return tuple(made)
 
 
 def in_double(layer: Any, subject: Subject, input: Any, hx: Any) -> Names:

@@ -265,7 +265,9 @@ class _Map:
     def _arrows(self) -> None:
         """Every arrow of the wiring whose ends are drawn; those inside one gap are not."""
         done = set()
-        for source, target in over_time(self.facts.wiring, self.T):
+        near = {t + side for t in self.times if isinstance(t, int) for side in (-1, 0, 1)}
+        steps = sorted(near & set(range(self.T)))
+        for source, target in over_time(self.facts.wiring, self.T, steps):
             if self._is_below(target):
                 continue
             for pair in self._drawn(source, target):

@@ -458,6 +458,11 @@ WORDS: dict[str, Words] = {
         "layer below.",
         "依次：每步要等前一步；双向时还要等下面一层的所有步。",
     ),
+    # while it takes long
+    "progress step": Words("explain: time step {done} of {total} …", "explain：第 {done} / {total} 个时间步 …"),
+    "progress statement": Words(
+        "explain: statement {done} of {total} …", "explain：检验第 {done} / {total} 个结论 …"
+    ),
     # pictures
     "picture cell": Words("One time step of {cell}", "{cell} 的一个时间步"),
     "picture cell text": Words(
