@@ -19,6 +19,7 @@ from cellfuse.explain.claims import claims_of
 from cellfuse.explain.counts import counts_of
 from cellfuse.explain.evaluate import evaluate, in_double, names_of, result_of, stand_in
 from cellfuse.explain.facts import Explanation, ModelExplanation, Other
+from cellfuse.explain.memory import memory_of
 from cellfuse.explain.progress import Watch
 from cellfuse.explain.step import code_of, equations_of, gate_meanings
 from cellfuse.explain.subject import is_recurrent, subject_of
@@ -90,7 +91,7 @@ def _explain_layer(
         layer = _materialised(module)
         if not is_given:
             input = _random(layer, input, sizes)
-        hx = tuple(hx) if isinstance(hx, list) else hx
+        input, hx = _usable(input), _usable(tuple(hx) if isinstance(hx, list) else hx)
         output, states = result_of(layer, input, hx)
         subject = subject_of(layer, input, hx is not None)
         tensors = tensors_of(layer, subject, input, hx, output, states)
@@ -101,6 +102,7 @@ def _explain_layer(
             again = evaluate(list(claims), in_double(layer, subject, input, hx), watch)
             pairs = zip(claims, again, strict=True)
             claims = tuple(old if old.holds or old.is_generic else new for old, new in pairs)
+        memory = memory_of(layer, subject, input, hx)
     data = input.data if isinstance(input, PackedSequence) else input
     return Explanation(
         title=subject.title,
@@ -128,6 +130,7 @@ def _explain_layer(
             "has_hx": subject.has_hx,
             "dtype": str(data.dtype).removeprefix("torch."),
         },
+        memory=memory,
         was_given_input=is_given,
         trace=traces_of(subject, names["by_hand"], claims),
         lang=lang,
@@ -160,18 +163,34 @@ def _packed(layer: nn.Module, input: Any, lengths: Tensor | Sequence[int]) -> Pa
 
 @contextmanager
 def _quietly(module: nn.Module) -> Iterator[None]:
-    """No gradients, no autocast, and the random number generators as they were."""
+    """No gradients, no autocast, no inference mode, and the random number generators as they were."""
     first = next(iter([*module.parameters(), *module.buffers()]), torch.empty(0))
     devices = [first.device] if first.is_cuda else []
-    with warnings.catch_warnings(), torch.random.fork_rng(devices), torch.no_grad():
+    with (
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
         # torch on CUDA says so of weights that do not lie side by side in memory
         warnings.filterwarnings("ignore", message=".*RNN module weights.*")
         with torch.autocast(first.device.type if first.is_cuda else "cpu", enabled=False):
             yield
 
 
+def _usable(value: Any) -> Any:
+    """The same tensors, copied if they were made in inference mode: autograd refuses those."""
+    if isinstance(value, tuple) and not isinstance(value, PackedSequence):
+        return tuple(_usable(each) for each in value)
+    if isinstance(value, PackedSequence):
+        return PackedSequence(*map(_usable, value))
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
 def _materialised(module: nn.Module) -> Any:
     """A stand-in of the module, with drawn weights if it has none yet (device "meta")."""
+    if any(parameter.is_inference() for parameter in module.parameters()):
+        module = copy.deepcopy(module)
     if any(parameter.is_meta for parameter in module.parameters()):
         module = copy.deepcopy(module).to_empty(device="cpu")
         module.reset_parameters()  # type: ignore[operator]

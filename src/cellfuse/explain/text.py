@@ -10,7 +10,7 @@ import unicodedata
 from itertools import groupby
 
 from cellfuse.explain.facts import Claim, Explanation, ModelExplanation, TensorFact
-from cellfuse.explain.words import LANGUAGES, listed, say, translated
+from cellfuse.explain.words import LANGUAGES, Words, listed, say, translated
 
 WIDTH = 80
 
@@ -284,7 +284,15 @@ class _Writer:
         lines += wrap(self.say("note flops"), "  ")
         if facts.kind != "step" and self.sizes["L"] * self.sizes["T"] > 1:
             lines += wrap(self.say(f"note chain {'two' if self.sizes['D'] == 2 else 'one'}"), "  ")
-        return lines
+        return lines + wrap(memory_words(facts)[self.place], "  ")
+
+
+def memory_words(facts: Explanation) -> Words:
+    """What training takes."""
+    if facts.memory is None:
+        return say("memory large")
+    kept, each = facts.memory.kept, round(facts.memory.kept / facts.sizes["S"])
+    return say("memory", kept=f"{kept:,}", each=f"{each:,}", alive=f"{facts.memory.alive:,}")
 
 
 def result_of_claim(claim: Claim, lang: str) -> str:

@@ -458,6 +458,18 @@ WORDS: dict[str, Words] = {
         "layer below.",
         "依次：每步要等前一步；双向时还要等下面一层的所有步。",
     ),
+    "memory": Words(
+        "Memory in training, measured here: {kept} bytes are kept for the backward pass besides parameters "
+        "and input, {each} for each time step of a sequence; with output and last states {alive}. It "
+        "depends on the processor and on what runs the layer.",
+        "训练占用的内存（在这里实测）：除参数和输入外，为反向传播保留 {kept} 字节，每条序列每个时间步 {each} 字节；"
+        "加上 output 和最后状态共 {alive} 字节。它取决于处理器和运行这一层的后端。",
+    ),
+    "memory large": Words(
+        "Memory in training is not measured at this size; it grows with T and B, so explain a shorter "
+        "sequence.",
+        "这样的尺寸不实测训练占用的内存；它与 T 和 B 成正比，可以解释一条较短的序列。",
+    ),
     # while it takes long
     "progress step": Words("explain: time step {done} of {total} …", "explain：第 {done} / {total} 个时间步 …"),
     "progress statement": Words(
