@@ -165,8 +165,8 @@ class ByHand:
         suffixes = [suffix for k, _, suffix in self._subject.suffixes if k == layer]
         ways = [_leaves(self._subject, self._module, suffix, ih, hh) for suffix in suffixes]
         made = {name: torch.stack([way[name] for way in ways]) for name in ways[0]}
-        return {name: value[:, None] if value.dim() == 2 else value[:, None, None] if value.dim() == 1 else value
-                for name, value in made.items()}  # fmt: skip
+        axes = {1: (slice(None), None, None), 2: (slice(None), None)}
+        return {name: value[axes.get(value.dim(), ...)] for name, value in made.items()}
 
 
 def inner_values(step: Graph) -> dict[str, Expr]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from cellfuse.cells import CELLS
 from cellfuse.explain.by_hand import ByHand
 from cellfuse.explain.facts import Claim
 from cellfuse.explain.progress import Watch
@@ -57,6 +58,16 @@ def merged(layer: nn.Module) -> Any:
     return made
 
 
+def of_cell(name: str, layer: nn.Module) -> Any:
+    """A layer of another cell with the same weights."""
+    size: Any = {"num_layers": layer.num_layers, "bidirectional": layer.bidirectional, "bias": layer.bias}
+    like = next(layer.parameters())
+    size |= {"batch_first": layer.batch_first, "device": like.device, "dtype": like.dtype}
+    made = CELLS[name].layer(layer.input_size, layer.hidden_size, **size)
+    made.load_state_dict({key: getattr(layer, key) for key in made.state_dict()})
+    return made.eval()
+
+
 def close(value: Tensor, other: Tensor) -> bool:
     """Equal but for rounding, and of the same shape."""
     if value.shape != other.shape:
@@ -91,7 +102,7 @@ def names_of(
     ending = "1" if subject.is_step else "n"
     names: Names = {"torch": torch, "layer": layer, "input": input, "hx": hx, "close": close}
     names |= {"swapped": swapped, "in_training": in_training}
-    names |= {"merged": merged, "with_dropout": with_dropout}
+    names |= {"merged": merged, "with_dropout": with_dropout, "of_cell": of_cell}
     names |= {"pack_padded_sequence": pack_padded_sequence}
     names["by_hand"] = ByHand(subject, layer, input, hx, watch)
     names["output"] = output

@@ -352,6 +352,9 @@ class _Map:
         if self.D == 2:
             notes.append(say("legend dashed", last=self.T - 1))
             notes.append(say("legend k", D=2))
+        notes.append(say("legend ends"))
+        if self.L == 1 or self.facts.options["dropout"]:
+            notes.append(say("legend dropout nowhere" if self.L == 1 else "legend dropout between"))
         if not self.facts.options["has_hx"]:
             claim = self.facts.claim("initial")
             notes.append(Words(claim.en, claim.zh))

@@ -1,4 +1,4 @@
-"""How far a long explanation is, on the terminal: nothing for two seconds, then one line that is written over."""
+"""How far a long explanation is: nothing for two seconds, then a line on the terminal, written over."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Progress:
         self._written = 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """Say it, unless it is too early or the last line is fresh."""
         if self._clock() < self._next:
             return
         is_terminal = self._stream.isatty()

@@ -10,6 +10,7 @@ import unicodedata
 from itertools import groupby
 
 from cellfuse.explain.facts import Claim, Explanation, ModelExplanation, TensorFact
+from cellfuse.explain.step import letters_of
 from cellfuse.explain.words import LANGUAGES, Words, listed, say, translated
 
 WIDTH = 80
@@ -134,11 +135,7 @@ class _Writer:
         return text
 
     def _letters(self) -> str:
-        """W is in weight_ih, ..."""
-        suffix = "" if self.facts.kind == "step" else "_l0"
-        names = {fact.name.removesuffix(suffix) for fact in self.facts.tensors}
-        places = {"weight_ih": "W", "weight_hh": "R", "bias_ih": "b", "bias_hh": "d"}
-        parts = [self.say("letter", letter=sign, tensor=n) for n, sign in places.items() if n in names]
+        parts = [words[self.place] for words in letters_of(self.facts.tensors)]
         return self.say("letters", letters=self.comma.join(parts))
 
     def _signs(self) -> str:
@@ -258,6 +255,7 @@ class _Writer:
             "in_training",
             "merged",
             "with_dropout",
+            "of_cell",
             "padded",
             "pack_padded_sequence",
         )

@@ -28,7 +28,7 @@ def wiring(num_layers: int, num_directions: int) -> list[Arrow]:
 
 
 def over_time(arrows: Iterable[Arrow], length: int, steps: Sequence[int] | None = None) -> list[Arrow]:
-    """The arrows of every time step, or of some. The reverse direction goes from the last step to the first."""
+    """The arrows of every time step, or of some. The reverse direction goes from the last to the first."""
     entry = {source: target for source, target in arrows if target.startswith("h/")}
     steps = range(length) if steps is None else steps
     made = []
