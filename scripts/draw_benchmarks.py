@@ -1,6 +1,6 @@
 """Turn lines of `cellfuse bench --json FILE` into a table and a picture.
 
-`python scripts/draw_benchmarks.py FILE ... ` writes benchmarks/RESULTS.md and docs/speed.svg. Of lines about
+`python scripts/draw_benchmarks.py FILE ... ` writes benchmarks/RESULTS.md and docs/speed.svg, for the guide, too. Of lines about
 the same case, pass and number of threads the last one counts.
 """
 
@@ -113,7 +113,8 @@ def main(files):
         text += table(lines, threads)
     text += ["## Other cases, one thread", "", *others(lines)]
     (ROOT / "benchmarks" / "RESULTS.md").write_text("\n".join(text), encoding="utf-8")
-    picture(lines, ROOT / "docs" / "speed.svg")
+    for folder in ("docs", "docs/en/pictures", "docs/zh/pictures"):
+        picture(lines, ROOT / folder / "speed.svg")
 
 
 if __name__ == "__main__":
