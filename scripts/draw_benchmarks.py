@@ -1,7 +1,7 @@
 """Turn lines of `cellfuse bench --json FILE` into a table and a picture.
 
-`python scripts/draw_benchmarks.py FILE ... ` writes benchmarks/RESULTS.md and docs/speed.svg, for the guide, too. Of lines about
-the same case, pass and number of threads the last one counts.
+`python scripts/draw_benchmarks.py FILE ... ` writes benchmarks/RESULTS.md and docs/speed.svg, which
+the guide holds, too. Of lines about the same case, pass and number of threads the last one counts.
 """
 
 import json

@@ -73,11 +73,12 @@ class ByHand:
 
     def _run(self, layer: int, ih: str, hh: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Outputs [D, T, B, width] and last states [D, B, width] of a layer."""
-        own = (" ".join(self._subject.cell.input_gates), " ".join(self._subject.cell.recurrent_gates))
-        key = (layer, *("" if order == usual else order for order, usual in zip((ih, hh), own, strict=True)))
-        if key not in self._known:
-            self._known[key] = self._over_time(*key)
-        return self._known[key]
+        cell = self._subject.cell
+        ih = "" if ih == " ".join(cell.input_gates) else ih
+        hh = "" if hh == " ".join(cell.recurrent_gates) else hh
+        if (layer, ih, hh) not in self._known:
+            self._known[layer, ih, hh] = self._over_time(layer, ih, hh)
+        return self._known[layer, ih, hh]
 
     def _over_time(self, layer: int, ih: str, hh: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Both directions side by side: half as many calls, of which there are thousands."""

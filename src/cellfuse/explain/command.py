@@ -97,9 +97,7 @@ def run(args: argparse.Namespace) -> int:
         layer = cell.layer(args.input_size, args.hidden_size, num_heads=args.num_heads, **options)
     input = _input(args)
     progress = Progress(args.lang or default_language())
-    facts = explain(
-        layer, input, seq_len=args.seq_len, batch=args.batch, lang=args.lang, watch=progress
-    )
+    facts = explain(layer, input, seq_len=args.seq_len, batch=args.batch, lang=args.lang, watch=progress)
     progress.close()
     assert isinstance(facts, Explanation)
     facts = replace(facts, was_given_input=False)  # the numbers are ours
