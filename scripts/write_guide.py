@@ -35,13 +35,16 @@ TITLES = {
     "lstm_without_forget": ("LSTM of 1997, without a forget gate", "1997 年的 LSTM，没有遗忘门"),
     "mgu": ("Minimal gated unit", "最小门控单元"),
     "mingru": ("minGRU: gates see the input only", "minGRU：门只看输入"),
+    "minlstm": ("minLSTM: gates see the input only", "minLSTM：门只看输入"),
     "minimal_rnn": ("MinimalRNN", "MinimalRNN"),
     "peephole_lstm": ("LSTM with peepholes", "带窥视孔的 LSTM"),
     "projected_lstm": ("LSTM with a projected state", "状态经过投影的 LSTM"),
+    "qrnn": ("Quasi-recurrent network, gates see the input only", "准循环网络，门只看输入"),
     "ran": ("Recurrent additive network", "循环加性网络"),
     "rnn": ("Simple recurrent network, tanh", "简单循环网络，tanh"),
     "rnn_relu": ("Simple recurrent network, relu", "简单循环网络，relu"),
     "slstm": ("sLSTM of xLSTM", "xLSTM 中的 sLSTM"),
+    "sru": ("Simple recurrent unit, with a highway", "简单循环单元，带高速通路"),
     "ugrnn": ("Update gate RNN", "更新门 RNN"),
 }
 RECURRENCES = {

@@ -11,7 +11,7 @@ OPTIONS = {"projected_lstm": {"proj_size": 2}, "slstm": {"num_heads": 2}}
 
 def array(value):
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
+        value = value.detach().cpu().double()  # NumPy has no bfloat16
     return np.asarray(value, dtype=np.float64)
 
 

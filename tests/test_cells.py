@@ -111,6 +111,9 @@ def test_one_step_module_is_a_layer_of_one_step(name):
     x = torch.randn(2, 3, dtype=torch.float64)
     _, finals = layer(x.unsqueeze(0))
     new = module(x)
+    if not module.cell.output_is_a_state:
+        output, new = new
+        assert torch.equal(output, layer(x.unsqueeze(0))[0][0])
     new = new if isinstance(new, tuple) else (new,)
     for got, want in zip(new, finals if isinstance(finals, tuple) else (finals,), strict=True):
         assert torch.equal(got, want[0])

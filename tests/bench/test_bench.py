@@ -5,12 +5,27 @@ import torch
 
 import cellfuse as cf
 from cellfuse.bench import measure
-from cellfuse.bench.cases import CASES, OPTIONS, BenchCase, select
-from cellfuse.bench.contestants import Loop, contestants
+from cellfuse.bench.cases import CASES, FAMILIES, OPTIONS, BenchCase, select
+from cellfuse.bench.command import line, row
+from cellfuse.bench.contestants import TORCH, Loop, contestants
+from cellfuse.bench.roof import measure_roof
 from cellfuse.cli import main
 
 SMALL = [BenchCase(name, 3, 2, 8) for name in cf.cells.CELLS]
-FORMS = [BenchCase(name, 5, 3, 8, form) for name in ("lstm", "gru", "rnn") for form in ("ragged", "stream")]
+SPECIAL = [
+    *(BenchCase(name, 5, 3, 8, family) for name in TORCH for family in FAMILIES.keys() - {"", "custom"}),
+    *(BenchCase(name, 5, 3, 8, "custom") for name in ("peephole_lstm", "echo_lstm")),
+    BenchCase("slstm", 5, 3, 8, "accuracy"),
+]
+# Whom each family is compared with, besides the loop.
+BESIDE = {
+    "ragged": {"torch.nn"},
+    "stream": {"torch.nn", "torch.nn cell", "our stepper"},
+    "custom": {"our LSTM"},
+    "bf16": {"torch.nn", "our float32"},
+    "memory": {"torch.nn", "our recompute"},
+    "accuracy": {"torch.nn"},
+}
 
 
 @pytest.fixture
@@ -32,22 +47,59 @@ def test_every_cell_is_checked_and_timed(case, kind, monkeypatch):
     assert (outcome.ratio("torch.nn") is not None) == (case.cell in ("lstm", "gru", "rnn"))
 
 
-@pytest.mark.parametrize(
-    ("case", "kind"),
-    [
-        (case, kind)
-        for case in FORMS
-        for kind in measure.PASSES
-        if (case.form, kind) != ("stream", "training")
-    ],
-    ids=str,
-)
-def test_ragged_and_streamed_cases_are_checked_and_timed(case, kind, monkeypatch):
+@pytest.mark.parametrize(("case", "kind"), [(c, k) for c in SPECIAL for k in c.passes], ids=str)
+def test_every_family_is_checked_and_measured(case, kind, monkeypatch):
     monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0)
     outcome = measure.measure(case, kind, backend="auto", rounds=2)
     assert not outcome.wrong
-    others = {"torch.nn", "loop"} | ({"torch.nn cell"} if case.form == "stream" else set())
+    others = BESIDE[case.family] - (set() if case.cell in TORCH else {"torch.nn"})
     assert all(outcome.ratio(other) > 0 for other in others)
+    assert line(outcome)["ratios"].keys() >= others
+    assert case.name in row(outcome)
+
+
+def test_every_family_has_cases():
+    assert {case.family for case in CASES.values()} == FAMILIES.keys()
+    assert BESIDE.keys() | {""} == FAMILIES.keys()
+
+
+def test_an_invented_cell_has_the_products_of_the_lstm():
+    from cellfuse.bench.echo_lstm import echo_lstm
+
+    for part in ("input_gates", "recurrent_gates"):
+        assert len(getattr(echo_lstm, part)) == len(getattr(cf.cells.lstm, part))
+
+
+def test_peak_bytes_are_those_of_the_largest_moment():
+    def run():
+        for _ in range(3):
+            one = torch.empty(1000, dtype=torch.float32)
+            two = torch.empty(500, dtype=torch.float32)
+            del one, two
+
+    assert 6000 <= measure._peak_bytes(run) < 6500
+
+
+def test_memory_of_recompute_is_less(monkeypatch):
+    outcome = measure.measure(BenchCase("lstm", 200, 32, 32, "memory"), "training", backend="cpu", rounds=2)
+    assert outcome.ratio("our recompute") < 0.8
+
+
+def test_accuracy_is_the_ratio_of_the_worst_result():
+    case = BenchCase("gru", 5, 3, 8, "accuracy")
+    ours = measure.Timing("cellfuse", 0, 0, 0, {"output": 4e-6, "state 0": 1e-6})
+    theirs = measure.Timing("torch.nn", 0, 0, 0, {"output": 1e-6, "state 0": 2e-6})
+    assert measure.Outcome(case, "training", "cpu", (ours, theirs)).ratio("torch.nn") == 0.25
+
+
+def test_the_roof_is_above_what_torch_reaches():
+    roof = measure_roof(1)
+    assert 1 < roof["sgemm"] < roof["fma"] * 1.2
+    assert roof["bf16 gemm"] > 1
+    rates = list(roof["read"].values())
+    assert list(roof["read"])[-1] == "DRAM"
+    assert all(rate > 0.5 for rate in rates)
+    assert rates[0] > rates[-1]
 
 
 def test_ragged_lengths_fall_from_T_to_a_quarter():
@@ -97,10 +149,11 @@ def test_a_result_that_is_not_a_number_is_wrong(monkeypatch):
 
 
 def test_names_are_unique_and_select_by_pattern():
-    assert len(CASES) == 24 + 6 + len(cf.cells.CELLS)
+    assert len([name for name in CASES if name.split("/")[0] in TORCH]) == 24 + 3
     assert {case.cell for case in select(["gru/*"])} == {"gru"}
-    assert len(select(["*-B32-H128"])) == 3
-    assert select(["lstm/*-stream"])[0].form == "stream"
+    assert len(select(["[lgr]*/T*-B32-H128"])) == 3
+    assert {case.family for case in select(["stream/*"])} == {"stream"}
+    assert select(["*"]) == list(CASES.values())
     with pytest.raises(cf.errors.OptionError, match="no case matches 'gruu"):
         select(["gruu/*"])
 
@@ -113,8 +166,11 @@ def test_command_prints_a_table_and_writes_lines(small_cases, tmp_path, capsys):
         (f"{cell}/T3-B2-H8", kind) for cell in ("gru", "mgu") for kind in measure.PASSES
     ]
     assert lines[0].keys() >= {"commit", "processor", "threads", "torch", "ratios", "times", "backend"}
+    assert lines[0]["roof"].keys() == {"fma", "read", "sgemm", "bf16 gemm"}
     printed = capsys.readouterr().out
     assert "geometric mean" in printed
+    assert "multiply-adds" in printed
+    assert "gru/T3-B2-H8" in printed
     assert main(["bench", "--list"]) == 0
     assert "gru/T3-B2-H8" in capsys.readouterr().out
 

@@ -1,5 +1,7 @@
 """Autocast: torch's dtypes for torch's cells on every path, one rule for the others, float64 never cast."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ def dtypes(result):
 
 
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("backend", ["auto", "cpu", "eager"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"proj_size": 2}], ids=str)
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
@@ -58,7 +60,7 @@ def test_dtypes_are_the_same_for_every_length_and_transform(name, dtype):
         assert dtypes(torch.func.vmap(layer)(x)) == want
 
 
-@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("backend", ["auto", "cpu", "eager"])
 @pytest.mark.parametrize("name", ["mgu", "slstm", "layer_norm_lstm", "mingru"])
 def test_other_cells_compute_in_the_low_precision_but_for_float64(name, backend):
     for dtype, want in ((torch.float32, torch.bfloat16), (torch.float64, torch.float64)):
@@ -90,8 +92,8 @@ def test_float16_that_onednn_cannot_run_is_refused_with_a_reason(monkeypatch):
 
 
 def test_gradients_under_autocast_have_the_dtype_of_the_weights():
-    for name in ("lstm", "gru", "mgu", "slstm"):
-        layer = small_layer(name, dtype=torch.float32, backend="eager", **OPTIONS.get(name, {}))
+    for name, backend in itertools.product(("lstm", "gru", "mgu", "slstm"), ("cpu", "eager")):
+        layer = small_layer(name, dtype=torch.float32, backend=backend, **OPTIONS.get(name, {}))
         with torch.autocast("cpu", torch.bfloat16):
             output = layer(torch.randn(4, 2, 3))[0]
         output.float().sum().backward()

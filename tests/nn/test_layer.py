@@ -251,13 +251,18 @@ def test_step_without_batch_and_batch_first():
 def test_the_choice_of_a_backend_can_be_asked_for():
     lstm, mgu = cf.LSTM(3, 4), cf.cells.mgu.layer(3, 4)
     x = torch.randn(5, 2, 3)
-    assert cf.GRU(3, 4).why_not(x) == {"cpu": "", "aten": "", "eager": ""}
+    assert cf.GRU(3, 4).why_not(x) == {
+        "cpu": "",
+        "cuda": "the input is on cpu, not on a CUDA device",
+        "aten": "",
+        "eager": "",
+    }
     assert "oneDNN's LSTM" in lstm.why_not(x)["cpu"]
     assert lstm.double().why_not(x.double())["cpu"] == ""
     assert "no operator for the cell mgu" in mgu.why_not(x)["aten"]
     with pytest.raises(cf.errors.BackendError, match="no operator for the cell mgu"):
         cf.cells.mgu.layer(3, 4, backend="aten")(x)
-    with pytest.raises(cf.errors.OptionError, match="use 'auto' or one of cpu, aten, eager"):
+    with pytest.raises(cf.errors.OptionError, match="use 'auto' or one of cpu, cuda, aten, eager"):
         cf.LSTM(3, 4, backend="cudnn")
 
 

@@ -116,18 +116,12 @@ def reason(layer, *args):
 def test_what_it_refuses_is_said_and_never_swapped():
     layer, x = cf.GRU(3, 4, backend="cpu"), torch.randn(5, 2, 3)
     assert reason(layer, x) == ""
-    half = cf.GRU(3, 4, dtype=torch.bfloat16, backend="cpu")
-    assert "not in torch.bfloat16" in reason(half, x.bfloat16())
-    with pytest.raises(cf.errors.BackendError, match=r"not in torch\.bfloat16"):
-        half(x.bfloat16())
     with pytest.raises(cf.errors.BackendError, match=r"torch\.func"):
         torch.func.grad(lambda v: layer(v)[0].sum())(x)
     with pytest.raises(cf.errors.BackendError, match=r"torch\.func"):
         torch.func.vmap(lambda v: layer(v)[0])(torch.stack([x, x]))
     with torch.autograd.forward_ad.dual_level():
         assert "forward-mode" in reason(layer, x)
-    with torch.autocast("cpu"):
-        assert "autocast" in reason(layer, x)
     meta = cf.GRU(3, 4, device="meta")
     assert "on meta" in reason(meta, x.to("meta"))
     for auto in (cf.GRU(3, 4), cf.cells.mgu.layer(3, 4)):

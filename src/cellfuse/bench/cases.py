@@ -1,27 +1,39 @@
-"""The named cases: a cell and its sizes."""
+"""The named cases: a cell, its sizes, and what is asked of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
+
 from cellfuse import cells
 from cellfuse.errors import OptionError
+
+# What a family asks, and the passes it has. "" is a plain sequence in float32.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "": ("inference", "training"),
+    "ragged": ("inference", "training"),  # packed sequences of lengths from T/4 to T
+    "stream": ("inference",),  # one time step a call
+    "custom": ("inference", "training"),  # cells a user could have written, beside our LSTM of the same size
+    "bf16": ("inference", "training"),  # weights, input and output in bfloat16
+    "memory": ("training",),  # peak bytes instead of time
+    "accuracy": ("training",),  # errors against float64 instead of time
+}
 
 
 @dataclass(frozen=True)
 class BenchCase:
     """One cell at one size: T time steps, B sequences, I input features, H hidden units.
 
-    form: "" for equal lengths; "ragged" for packed sequences of lengths from T/4 to T; "stream" for one
-    time step a call, without gradients.
+    family: a key of FAMILIES.
     """
 
     cell: str
     T: int
     B: int
     H: int
-    form: str = ""
+    family: str = ""
 
     @property
     def I(self) -> int:  # noqa: E743 - the letter of every shape
@@ -29,9 +41,29 @@ class BenchCase:
         return self.H
 
     @property
+    def sizes(self) -> str:
+        """The sizes as a name has them."""
+        return f"T{self.T}-B{self.B}-H{self.H}"
+
+    @property
     def name(self) -> str:
         """What `cellfuse bench` calls it."""
-        return f"{self.cell}/T{self.T}-B{self.B}-H{self.H}" + (f"-{self.form}" if self.form else "")
+        return f"{self.family}/{self.cell}-{self.sizes}" if self.family else f"{self.cell}/{self.sizes}"
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """What is done with it."""
+        return FAMILIES[self.family]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, input and output."""
+        return torch.bfloat16 if self.family == "bf16" else torch.float32
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether its figures are seconds."""
+        return self.family not in ("memory", "accuracy")
 
     @property
     def lengths(self) -> list[int]:
@@ -52,8 +84,13 @@ SHAPES = (
 )
 HEART = ("lstm", "gru", "rnn")
 RAGGED = (100, 32, 128)
-STREAM = (100, 1, 256)
+STREAMS = ((100, 1, 64), (100, 1, 256))
 OTHERS = (50, 16, 64)
+CUSTOM = ((100, 1, 64), (100, 1, 256), (100, 32, 64), (100, 32, 256))
+CUSTOM_CELLS = ("peephole_lstm", "echo_lstm")
+LOW = ((100, 1, 256), (100, 32, 64), (100, 32, 256), (100, 32, 512))
+MEMORY = ((100, 32, 256), (1000, 8, 128))
+LONG = (1000, 2, 128)
 
 # What a cell cannot be made without.
 OPTIONS: dict[str, dict[str, int]] = {"projected_lstm": {"proj_size": 32}, "slstm": {"num_heads": 4}}
@@ -62,9 +99,13 @@ CASES: dict[str, BenchCase] = {
     case.name: case
     for case in [
         *(BenchCase(cell, *shape) for cell in HEART for shape in SHAPES),
-        *(BenchCase(cell, *RAGGED, "ragged") for cell in HEART),
-        *(BenchCase(cell, *STREAM, "stream") for cell in HEART),
         *(BenchCase(cell, *OTHERS) for cell in cells.CELLS),
+        *(BenchCase(cell, *RAGGED, "ragged") for cell in HEART),
+        *(BenchCase(cell, *shape, "stream") for cell in HEART for shape in STREAMS),
+        *(BenchCase(cell, *shape, "custom") for cell in CUSTOM_CELLS for shape in CUSTOM),
+        *(BenchCase(cell, *shape, "bf16") for cell in HEART for shape in LOW),
+        *(BenchCase(cell, *shape, "memory") for cell in HEART for shape in MEMORY),
+        *(BenchCase(cell, *LONG, "accuracy") for cell in cells.CELLS),
     ]
 }
 

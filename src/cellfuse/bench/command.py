@@ -1,4 +1,4 @@
-"""`cellfuse bench`: its options, the table, the lines of JSON."""
+"""`cellfuse bench`: its options, what it prints while it runs, the lines of JSON."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from cellfuse.errors import OptionError
 DESCRIPTION = """\
 Time cells against torch.nn and a hand-written loop: same weights, same input, one process, in turn,
 median. Each case is checked against float64 first; a wrong one is not timed. Ratios are the other's
-time over ours: above 1, cellfuse is faster."""
+time over ours: above 1, cellfuse is faster.
+
+Families of cases: 'lstm/*' and the like (plain sequences), 'ragged/*' (packed), 'stream/*' (a time step a
+call), 'custom/*' (cells a user could write), 'bf16/*', 'memory/*' (peak bytes), 'accuracy/*' (errors at
+T = 1000). The machine's own limits are measured first and stand in every line of JSON as "roof"."""
 
 
-# Whom we are compared with; "torch.nn cell" is the one-step module, for streams only.
-OTHERS = ("torch.nn", "torch.nn cell", "loop")
+# Whom we are compared with: "torch.nn cell" is the one-step module, "our ..." other ways of our own.
+OTHERS = ("torch.nn", "torch.nn cell", "loop", "our stepper", "our LSTM", "our float32", "our recompute")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("cases", nargs="*", metavar="CASE", help="names or patterns such as 'gru/*' (lstm, gru and rnn)")
+    add("cases", nargs="*", metavar="CASE", help="names or patterns such as 'gru/*' (lstm, gru, rnn)")
     add("--list", action="store_true", help="print the names of all cases and exit")
     add("--pass", dest="kind", choices=("inference", "training", "both"), default="both", help="(both)")
     add("--backend", default="auto", help="of our layer: auto, or one by name (auto)")
@@ -70,38 +74,41 @@ def run(args: argparse.Namespace) -> int:
 
     from cellfuse.bench.cases import CASES, HEART, select
     from cellfuse.bench.measure import PASSES, measure
+    from cellfuse.bench.roof import measure_roof
     from cellfuse.runtime import choice
 
-    console = Console()
+    console = Console(highlight=False)
     if args.list:
-        console.print("\n".join(CASES), highlight=False)
+        console.print("\n".join(CASES))
         return 0
     choice.check_name(args.backend)
     if args.json:
         _check_file(args.json)
     chosen = select(args.cases or [f"{cell}/*" for cell in HEART])
     kinds = PASSES if args.kind == "both" else (args.kind,)
+    work = [(case, kind) for case in chosen for kind in case.passes if kind in kinds]
     torch.set_num_threads(args.threads)
     facts = about(args.threads)
-    console.print(f"{facts['processor']}, {args.threads} thread(s), torch {facts['torch']}", highlight=False)
+    console.print(f"{facts['processor']}, {args.threads} thread(s), torch {facts['torch']}")
+    facts["roof"] = measure_roof(args.threads)
+    console.print(_roof(facts["roof"]), soft_wrap=True)
     outcomes = []
     with console.status("") as status:
-        for number, case in enumerate(chosen):
-            for kind in kinds:
-                if case.form == "stream" and kind == "training":
-                    continue
-                status.update(f"{number + 1} of {len(chosen)}: {case.name} {kind}")
-                outcome = measure(case, kind, backend=args.backend, rounds=args.rounds)
-                outcomes.append(outcome)
-                if args.json:
-                    with args.json.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line(outcome) | facts) + "\n")
-    console.print(table(outcomes))
+        for number, (case, kind) in enumerate(work):
+            status.update(f"{number + 1} of {len(work)}: {case.name} {kind}")
+            outcome = measure(case, kind, backend=args.backend, rounds=args.rounds)
+            outcomes.append(outcome)
+            console.print(row(outcome), soft_wrap=True)
+            if args.json:
+                with args.json.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line(outcome) | facts) + "\n")
+    for text in summary(outcomes):
+        console.print(text, soft_wrap=True)
     return int(any(outcome.wrong for outcome in outcomes))
 
 
 def line(outcome: Any) -> dict[str, Any]:
-    """One outcome as the facts of a JSON line; times in seconds."""
+    """One outcome as the facts of a JSON line; times in seconds, of the family "memory" bytes."""
     return {
         "case": outcome.case.name,
         "pass": outcome.kind,
@@ -111,48 +118,54 @@ def line(outcome: Any) -> dict[str, Any]:
             t.contestant: {"median": t.median, "quartiles": [t.low, t.high], "error": t.error}
             for t in outcome.timings
         },
-        "ratios": {other: outcome.ratio(other) for other in OTHERS if outcome.ratio(other)},
+        "ratios": {other: r for other in OTHERS if (r := outcome.ratio(other)) is not None},
     }
 
 
-def table(outcomes: list[Any]) -> Any:
-    """Everything that was measured, with the geometric means of the ratios last."""
-    from rich.table import Table
-
-    made = Table(
-        box=None,
-        title="milliseconds; t/o: torch.nn's time / ours, c: its one-step cell, l: loop",
-        padding=(0, 1, 0, 0),
-    )
-    for name in ("case", "pass", "backend"):
-        made.add_column(name, no_wrap=True)
-    for name in ("ours", "torch", "loop", "t/o", "c/o", "l/o"):
-        made.add_column(name, justify="right", no_wrap=True)
-    for outcome in outcomes:
-        head = (outcome.case.name, outcome.kind[:5], outcome.backend)
-        if outcome.wrong:
-            made.add_row(*head, f"[red]WRONG[/red] {outcome.wrong}")
-            continue
-        times = {timing.contestant: _milliseconds(timing.median) for timing in outcome.timings}
-        cells = [times.get(name, "") for name in ("cellfuse", "torch.nn", "loop")]
-        made.add_row(*head, *cells, *(_ratio(outcome.ratio(other)) for other in OTHERS))
-    means = [_ratio(_mean([o.ratio(other) for o in outcomes])) for other in OTHERS]
-    made.add_section()
-    made.add_row("geometric mean", "", "", "", "", "", *means)
-    return made
+def row(outcome: Any) -> str:
+    """What is printed of one outcome: our figure, and the others' over ours."""
+    head = f"{outcome.case.name:<34} {outcome.kind:<9} {outcome.backend:<5}"
+    if outcome.wrong:
+        return f"{head} [red]WRONG[/red] {outcome.wrong}"
+    ours = _figure(outcome, outcome.timings[0])
+    ratios = [(other, outcome.ratio(other)) for other in OTHERS]
+    return f"{head} {ours:>13}   " + ", ".join(f"{other} {r:.3g}" for other, r in ratios if r is not None)
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
+def _figure(outcome: Any, timing: Any) -> str:
+    """A contestant's figure with its unit."""
+    family, value = outcome.case.family, timing.median
+    if family == "memory":
+        return f"{value / 2**20:.3g} MiB"
+    if family == "accuracy":
+        return f"error {value:.1e}"
+    if family == "stream":
+        return f"{value / outcome.case.T * 1e6:.3g} us/step"
+    return f"{value * 1e3:.3g} ms" if value < 1 else f"{value * 1e3:.0f} ms"
 
 
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def summary(outcomes: list[Any]) -> list[str]:
+    """The geometric means of the ratios, and how many are below 1."""
+    text = []
+    for other in OTHERS:
+        ratios = [r for o in outcomes if o.case.is_timed and (r := o.ratio(other)) is not None]
+        if ratios and not other.startswith("our"):
+            slower = sum(r < 1 for r in ratios)
+            text.append(
+                f"{other}'s time over ours: geometric mean {_mean(ratios):.3g} of {len(ratios)}, "
+                f"below 1: {slower}"
+            )
+    return text
 
 
-def _mean(values: list[float | None]) -> float | None:
-    logs = [math.log(value) for value in values if value]
-    return math.exp(sum(logs) / len(logs)) if logs else None
+def _roof(roof: dict[str, Any]) -> str:
+    read = ", ".join(f"{name} {rate:.0f}" for name, rate in roof["read"].items())
+    products = f"torch.mm {roof['sgemm']:.0f}, in bfloat16 {roof['bf16 gemm']:.0f}"
+    return f"multiply-adds {roof['fma']:.0f} GFLOP/s ({products}); reading GB/s: {read}"
+
+
+def _mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def about(threads: int) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from cellfuse import cells
 from cellfuse.bench.cases import OPTIONS, BenchCase
+from cellfuse.bench.echo_lstm import echo_lstm
+from cellfuse.cell import Cell
 from cellfuse.nn import Layer
 
 TORCH = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -95,6 +97,21 @@ class Stream(nn.Module):
         return torch.stack(outputs), tuple(s if s.dim() == 3 else s.unsqueeze(0) for s in states)
 
 
+class Stepped(nn.Module):
+    """`layer.stepper`, made anew for each sequence: its weights are copies."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, input: Tensor) -> tuple[Tensor, States]:
+        """As `Loop.forward`."""
+        stepper = self.layer.stepper(input.shape[1])
+        outputs = [stepper(x_t)[0] for x_t in input]
+        state = stepper.state
+        return torch.stack(outputs), state if isinstance(state, tuple) else (state,)
+
+
 def contestants(
     case: BenchCase, backend: str, dtype: torch.dtype, weights: dict[str, Tensor] | None = None
 ) -> dict[str, nn.Module]:
@@ -106,18 +123,31 @@ def contestants(
     weights: of all; None draws new ones.
     """
     torch.manual_seed(0)
-    cell, options = cells.find(case.cell), OPTIONS.get(case.cell, {})
+    cell, options = cell_of(case), OPTIONS.get(case.cell, {})
     ours = cell.layer(case.I, case.H, dtype=dtype, backend=backend, **options)
     ours.load_state_dict(weights or ours.state_dict())
-    if case.form == "stream":
+    if case.family == "stream":
         return _streams(case, ours)
     found: dict[str, nn.Module] = {"cellfuse": ours}
     if case.cell in TORCH:
-        found["torch.nn"] = TORCH[case.cell](case.I, case.H, dtype=dtype)
-    if case.cell in TORCH and not case.form:
-        return found | {"torch.nn": _with(found["torch.nn"], ours), "loop": Loop(ours)}
-    found["loop"] = cell.layer(case.I, case.H, dtype=dtype, backend="eager", **options)
-    return {name: _with(module, ours) for name, module in found.items()}
+        found["torch.nn"] = _with(TORCH[case.cell](case.I, case.H, dtype=dtype), ours)
+    if case.cell in TORCH and case.family != "ragged":
+        found["loop"] = Loop(ours)
+    else:
+        found["loop"] = _with(cell.layer(case.I, case.H, dtype=dtype, backend="eager", **options), ours)
+    if case.family == "custom":
+        found["our LSTM"] = cells.find("lstm").layer(case.I, case.H, dtype=dtype, backend="cpu")
+    if case.family == "bf16":
+        found["our float32"] = _with(cell.layer(case.I, case.H, backend=backend, **options), ours)
+    if case.family == "memory" and backend in ("auto", "cpu"):
+        again = cell.layer(case.I, case.H, dtype=dtype, backend="cpu", recompute=True, **options)
+        found["our recompute"] = _with(again, ours)
+    return found
+
+
+def cell_of(case: BenchCase) -> Cell:
+    """The cell of a case: a published one, or the one invented for the measurements."""
+    return echo_lstm if case.cell == echo_lstm.name else cells.find(case.cell)
 
 
 def _streams(case: BenchCase, ours: Layer) -> dict[str, nn.Module]:
@@ -137,6 +167,7 @@ def _streams(case: BenchCase, ours: Layer) -> dict[str, nn.Module]:
 
     return {
         "cellfuse": Stream(ours, ours.step),
+        "our stepper": Stepped(ours),
         "torch.nn": Stream(theirs, layer_step),
         "torch.nn cell": Stream(one, cell_step),
         "loop": Stream(loop, loop.one_step),
@@ -144,8 +175,7 @@ def _streams(case: BenchCase, ours: Layer) -> dict[str, nn.Module]:
 
 
 def _with(module: nn.Module, ours: Layer) -> nn.Module:
-    if module is not ours:
-        module.load_state_dict(ours.state_dict())
+    module.load_state_dict(ours.state_dict())
     return module
 
 

@@ -383,13 +383,25 @@ class Layer(nn.RNNBase):
 
         The first one that can is the one `backend="auto"` takes.
         """
+        return choice.reasons(self._case_of(input))
+
+    def plan(self, input: Tensor | PackedSequence) -> str:
+        """Which backend runs this input and, on a GPU, by which kernels and why, as a line to be printed.
+
+        Raises:
+            BackendError: none can, or the one the layer was made with cannot.
+        """
+        return choice.plan(self._case_of(input), self.backend)
+
+    def _case_of(self, input: Tensor | PackedSequence) -> Case:
+        """The case of an input with initial states."""
         if isinstance(input, PackedSequence):
             value, sizes = input.data, input.batch_sizes
-            return choice.reasons(self._case(value, self.initial_states(int(sizes[0]), value), sizes))
+            return self._case(value, self.initial_states(int(sizes[0]), value), sizes)
         self._check_input(input)
         value = input if input.dim() == 3 else input.unsqueeze(0 if self.batch_first else 1)
         value = value.transpose(0, 1) if self.batch_first else value
-        return choice.reasons(self._case(value, self.initial_states(value.size(1), value)))
+        return self._case(value, self.initial_states(value.size(1), value))
 
     def _weights(self, block: Block) -> dict[str, Tensor]:
         return {name: getattr(self, full) for name, full in block.names}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import ModuleType
 
 from cellfuse.errors import BackendError, OptionError
-from cellfuse.runtime import aten, cpu, eager
+from cellfuse.runtime import aten, cpu, cuda, eager
 from cellfuse.runtime.case import Case, Result
 
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "aten": aten, "eager": eager}
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "aten": aten, "eager": eager}
 
 
 def check_name(backend: str) -> None:
@@ -24,7 +24,8 @@ def reasons(case: Case) -> dict[str, str]:
 
 def _why_rather_not(name: str, case: Case) -> str:
     """Why "auto" passes over a backend that could run the case; empty if it does not."""
-    return cpu.why_rather_not(case) if name == "cpu" else ""
+    module = BACKENDS[name]
+    return module.why_rather_not(case) if module in (cpu, cuda) else ""
 
 
 def choose(case: Case, backend: str = "auto") -> str:
@@ -43,6 +44,12 @@ def choose(case: Case, backend: str = "auto") -> str:
             return name
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons(case).items())
     raise BackendError(f"no backend can run this: {why}")
+
+
+def plan(case: Case, backend: str = "auto") -> str:
+    """The backend that runs a case and, on a GPU, its kernels with the reason, in one line."""
+    name = choose(case, backend)
+    return f"cuda, {cuda.plan(case)}" if name == "cuda" else name
 
 
 def run(case: Case, backend: str = "auto") -> Result:

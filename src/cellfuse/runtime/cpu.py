@@ -6,11 +6,10 @@ The kernel is compiled at the first call for given sizes, in a few tenths of a s
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cellfuse.codegen.cpu.layout import Sizes
-from cellfuse.runtime import aten, eager, library, op
+from cellfuse.runtime import aten, eager, library, low_precision, op
 from cellfuse.runtime.case import Case, Result
 from cellfuse.runtime.fused import fused_step
 from cellfuse.runtime.private import (
@@ -18,7 +17,8 @@ from cellfuse.runtime.private import (
     is_forward_ad_active,
     is_functorch_active,
 )
-from cellfuse.runtime.times import Times, starts
+from cellfuse.runtime.stack import run_stack
+from cellfuse.runtime.times import times_of
 
 
 def why_not(case: Case) -> str:
@@ -34,22 +34,23 @@ def _why_not(case: Case) -> str:
     input = case.input
     if input.device.type != "cpu":
         return f"the input is on {input.device.type}, not on a CPU"
-    if input.dtype not in (torch.float32, torch.float64):
-        return f"CPU kernels compute in float32 and float64, not in {input.dtype}"
+    if low_precision.precision(case) not in (torch.float32, torch.float64, *low_precision.LOW):
+        return f"CPU kernels compute in float32 and float64, not in {low_precision.precision(case)}"
     if is_functorch_active():
         return "CPU kernels have no rule for torch.func's transforms"
     if is_forward_ad_active():
         return "CPU kernels have no forward-mode derivative"
     is_compiling = torch.compiler.is_compiling()
-    if torch.is_autocast_enabled("cpu") and input.dtype != torch.float64:  # which autocast leaves alone
-        return "autocast asks for a lower precision, which CPU kernels do not have"
     if not is_compiling and is_dispatch_mode_active():
         return "a torch dispatch mode is active, which could not see into the kernel"
     if torch.jit.is_tracing():
         return "torch.jit.trace cannot see into the kernel and would record its result as a constant"
+    why = low_precision.why_not(case)
+    if why:
+        return why
     for name, value in case.tensors():
-        if value.dtype != input.dtype or value.device != input.device:
-            return f"{name} is {value.dtype} on {value.device}, the input {input.dtype} on {input.device}"
+        if value.device != input.device:
+            return f"{name} is on {value.device}, the input on {input.device}"
         if is_compiling:  # torch.compile gives the operator plain memory
             continue
         if type(value) not in (Tensor, torch.nn.Parameter):
@@ -65,10 +66,16 @@ def why_rather_not(case: Case) -> str:
     oneDNN's LSTM runs at the processor's limit. Measured on Zen 4 with T = 100: ours takes 0.94 to 1.1
     times as long from two sequences on; with one and 128 units or more it is 1.1 to 1.4 times as fast.
     """
-    if case.must_recompute or case.cell.aten != "lstm" or case.proj_size or case.input.dtype != torch.float32:
+    precision = low_precision.precision(case)
+    if case.must_recompute or precision == torch.float64:
         return ""
+    why = low_precision.why_rather_not(case)
+    if why or case.cell.aten != "lstm" or case.proj_size:
+        return why
     if case.batch_sizes is not None or aten.why_not(case) or not torch.backends.mkldnn.is_available():
         return ""
+    if precision != torch.float32:
+        return "oneDNN's LSTM, which torch calls, is faster in low precision; backend='cpu' runs ours"
     batch = case.states[0].shape[1]
     if batch == 1 and case.hidden_size >= 128 and torch.get_num_threads() == 1:
         return ""
@@ -90,23 +97,16 @@ def run(case: Case) -> Result:
     """Run the stack: layer by layer, direction by direction."""
     if case.input.numel() == 0 or 0 in case.states[0].shape:
         return eager.run(case)  # nothing to compute
-    is_compiling = torch.compiler.is_compiling()
-    value, finals = case.input, []
-    for layer in range(case.num_layers):
-        outputs = []
-        for direction in range(case.num_directions):
-            k = layer * case.num_directions + direction
-            states = [state[k] for state in case.states]
-            run_direction = _run_operator if is_compiling else _run_direct
-            output, final = run_direction(case, k, direction == 1, value, states)
-            outputs.append(output)
-            finals.append(final)
-        value = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-        if case.dropout and layer < case.num_layers - 1:
-            value = F.dropout(value, case.dropout, training=True)
-    if len(finals) == 1:
-        return value, tuple(final.unsqueeze(0) for final in finals[0])
-    return value, tuple(torch.stack(each) for each in zip(*finals, strict=True))
+    if low_precision.precision(case) in low_precision.LOW:
+        raised = low_precision.raised(case)
+        with torch.autocast("cpu", enabled=False):
+            result = _run(raised)
+        return low_precision.lowered(case, result)
+    return _run(case)
+
+
+def _run(case: Case) -> Result:
+    return run_stack(case, _run_operator if torch.compiler.is_compiling() else _run_direct)
 
 
 def _run_direct(
@@ -115,7 +115,7 @@ def _run_direct(
     weights = case.weights[k]
     sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
     fused = fused_step(case.cell, case.has_bias, sizes, value.dtype, case.must_recompute)
-    call = op.Call(fused, case, _times(case, is_reverse), tuple(weights))
+    call = op.Call(fused, case, times_of(case.input, case.batch_sizes, is_reverse), tuple(weights))
     return op.run(call, value, states, tuple(weights.values()))
 
 
@@ -127,11 +127,3 @@ def _run_operator(
     fixed = (list(weights), case.cell.number, case.has_bias, sizes, is_reverse)
     made = library.forward(value, states, list(weights.values()), *fixed, False)
     return made[0], list(made[1 : 1 + len(states)])
-
-
-def _times(case: Case, is_reverse: bool) -> Times:
-    if case.batch_sizes is None:
-        steps, batch = case.input.shape[:2]
-        return Times(starts(steps, batch), batch, is_reverse)
-    sizes = case.batch_sizes
-    return Times(F.pad(sizes.cumsum(0), (1, 0)), int(sizes[0]), is_reverse, sizes)

@@ -31,18 +31,30 @@ def why_not(case: Case) -> str:
 
 def run(case: Case) -> Result:
     """Run the stack: layer by layer, direction by direction, step by step."""
+    dtype = autocast_dtype(case)
+    if dtype is None:
+        return _run(case)
+    with torch.autocast(case.input.device.type, enabled=False):
+        return _run(cast(case, dtype))
+
+
+def autocast_dtype(case: Case) -> torch.dtype | None:
+    """The precision in which autocast wants the whole cell computed; None: it casts nothing, or parts.
+
+    float64 is never cast, as everywhere in torch. A cell of torch's does what torch's layer does; any other
+    cell is computed in the low precision throughout, output and states included.
+    """
     device_type = case.input.device.type
-    if torch.is_autocast_enabled(device_type) and case.input.dtype != torch.float64:
-        # float64 is never cast, as everywhere in torch. A cell of torch's does what torch's layer does;
-        # any other cell is computed in the low precision throughout, output and states included.
-        if not case.cell.aten or aten.casts_all(case):
-            dtype = torch.get_autocast_dtype(device_type)
-            with torch.autocast(device_type, enabled=False):
-                return _run(_cast(case, dtype))
-    return _run(case)
+    if not torch.is_autocast_enabled(device_type) or case.input.dtype == torch.float64:
+        return None
+    if case.cell.aten and not aten.casts_all(case):
+        return None
+    return torch.get_autocast_dtype(device_type)
 
 
-def _cast(case: Case, dtype: torch.dtype) -> Case:
+def cast(case: Case, dtype: torch.dtype) -> Case:
+    """The case with its tensors in another precision."""
+
     def low(value: Tensor) -> Tensor:
         return value if value.dtype == torch.float64 else value.to(dtype)
 

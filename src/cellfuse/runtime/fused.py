@@ -5,9 +5,7 @@ No autograd here: see `op`.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,6 +19,7 @@ from cellfuse.codegen.program import Place
 from cellfuse.runtime.case import Weights
 from cellfuse.runtime.columns import Columns, Outer
 from cellfuse.runtime.kernel_call import KernelCall
+from cellfuse.runtime.once import Once
 from cellfuse.runtime.private import linear
 from cellfuse.runtime.times import Times
 
@@ -31,6 +30,11 @@ CHUNK = 1 << 20
 
 # Multiplications, about 0.2 ms of them, from which on another thread is worth starting.
 _WORTH = 1 << 23
+
+
+# Multiplications and results of one product that may be made before a signal is handled, 20 to 40 ms of
+# them on Zen 4; the copies of such pieces are less than a hundredth of the work.
+_UNHEARD = 1 << 31, 1 << 23
 
 
 @dataclass(frozen=True)
@@ -59,35 +63,31 @@ class Fused:
         self, cell: Cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype, recompute: bool = False
     ) -> None:
         self.dtype, self.recompute = dtype, recompute
+        self.real = dtype  # of the states
         self.program = lower(cell.step if has_bias else cell.step_without_bias, recompute=recompute)
         self.layout = Layout(self.program, sizes, 64 if dtype == torch.float64 else 32, host())
         self.columns = Columns(cell, self.layout)
         self.shapes = [leaf.shape for leaf in self.program.step.of_role("state")]
         self.widths = [self.layout.width(shape) for shape in self.shapes]
         self.size = self.layout.bits // 8
-        self._kernels: dict[tuple[str, ...], Kernel] = {}
+        self._kernels: Once[Kernel] = Once()
+        self._steps: Once[StepKernel] = Once()
         self._memory: dict[tuple[str, int, int], tuple[list[tuple[int, int]], int]] = {}
         matrices = len(self.columns.matrices)
-        self._work = sum(self.widths) * (8 + matrices * sizes.hidden // sizes.heads)
-        self._lock = threading.Lock()
-        self._step: StepKernel | None = None
+        self.work = sum(self.widths) * (8 + matrices * sizes.hidden // sizes.heads)
 
     def _kernel(self, loop: str) -> Kernel:
         """The kernel with a loop, compiled at first use; training needs two loops, inference one."""
         loops = ("infer",) if loop == "infer" else ("forward", "backward")
-        if loops in self._kernels:
-            return self._kernels[loops]
-        with self._lock:
-            if loops not in self._kernels:
-                self._kernels[loops] = Kernel(self.layout, loops)
-            return self._kernels[loops]
+        return self._kernels.get(loops, lambda: Kernel(self.layout, loops))
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Of the numbers in a buffer."""
+        return self.dtype
 
     def step_kernel(self) -> StepKernel:
         """The kernel of one time step, compiled at first use."""
-        with self._lock:
-            if self._step is None:
-                self._step = StepKernel(self.layout)
-            return self._step
+        return self._steps.get("", lambda: StepKernel(self.layout))
 
     def working_memory(self, kernel: Kernel, loop: str, batch: int) -> tuple[list[tuple[int, int]], int]:
         """((slot, offset in bytes) ..., numbers in all) of what a call needs for itself."""
@@ -108,7 +108,7 @@ class Fused:
     def parts(self, times: Times) -> list[tuple[int, int]]:
         """The sequences in as many parts as threads are worth starting, which takes about 50 us."""
         batch = times.batch
-        worth = times.steps * batch * self._work // _WORTH
+        worth = times.steps * batch * self.work // _WORTH
         count = min(torch.get_num_threads(), batch // 8, worth) if batch >= 16 else 1
         size = -(-batch // max(count, 1))
         return [(at, min(at + size, batch)) for at in range(0, batch, size)]
@@ -145,7 +145,7 @@ class Fused:
         stride = self.layout.strides["products"]
         if (keep and not self.recompute) or not stride:
             if stride:
-                call.give("products", linear(x, weight, bias))
+                call.give("products", _linear(x, weight, bias))
             call.run(0, times.steps)
         else:
             for first, last in self._chunks(times, stride):
@@ -325,12 +325,26 @@ class Fused:
         return self.columns.gather(self.columns.gather(total, left, 0), right, 1)
 
 
-@lru_cache(maxsize=256)
+_fused: Once[Fused] = Once()
+
+
 def fused_step(
     cell: Cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype, recompute: bool = False
 ) -> Fused:
-    """The compiled step of a cell; kernels live as long as the process."""
-    return Fused(cell, has_bias, sizes, dtype, recompute)
+    """The compiled step of a cell. The latest 256 are kept."""
+    key = (cell, has_bias, sizes, dtype, recompute)
+    return _fused.get(key, lambda: Fused(*key))
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The input product; a long one in pieces, between which Ctrl-C is heard."""
+    rows = max(1, min(_UNHEARD[0] // weight.numel(), _UNHEARD[1] // len(weight)))
+    if len(x) <= rows:
+        return linear(x, weight, bias)
+    made = x.new_empty(len(x), len(weight))
+    for at in range(0, len(x), rows):
+        made[at : at + rows] = linear(x[at : at + rows], weight, bias)
+    return made
 
 
 def _add(sums: dict[object, Tensor], key: object, value: Tensor) -> None:

@@ -1,12 +1,14 @@
 """One call of a CPU kernel: its table of slots, its working memory, its threads.
 
-Does not know what the buffers hold: see `fused`.
+Does not know what the buffers hold: see `fused`. Python handles signals between calls of native code, so
+a long loop is run in pieces, and Ctrl-C is heard.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,11 @@ from cellfuse.runtime.times import Times
 
 if TYPE_CHECKING:
     from cellfuse.runtime.fused import Fused
+
+
+# Seconds that Ctrl-C may have to wait, and multiplications that take less on any processor.
+UNHEARD = 0.04
+_QUICK = 1 << 24
 
 
 class KernelCall:
@@ -59,6 +66,9 @@ class KernelCall:
         kernel.pack[loop](self.address)
         self.scratch = kernel.emitted.scratch * self.size
         self.parts = fused.parts(times)
+        self.is_backward = loop == "backward"
+        # Steps in one call of native code, which no signal interrupts; measured while it runs.
+        self.unheard = max(1, _QUICK // (fused.work * (self.parts[0][1] - self.parts[0][0])))
 
     def give(self, name: str, tensor: Tensor, first_row: int = 0) -> None:
         """Point a slot to a tensor whose first row is the given one of the whole sequence."""
@@ -72,7 +82,20 @@ class KernelCall:
         self.table[first : first + 3] = slabs.data_ptr(), initial.data_ptr(), mask
 
     def run(self, first: int, last: int) -> None:
-        """Run some steps, counted in the order of computation; threads share the sequences."""
+        """Run some steps, counted in the order of computation."""
+        steps = self.unheard
+        while last - first > steps:
+            # Backward, the last steps come first.
+            piece = (last - steps, last) if self.is_backward else (first, first + steps)
+            start = time.perf_counter()
+            self._run(*piece)
+            seconds = time.perf_counter() - start
+            first, last = (first, piece[0]) if self.is_backward else (piece[1], last)
+            self.unheard = steps = max(1, min(4 * steps, int(steps * UNHEARD / max(seconds, 1e-9))))
+        self._run(first, last)
+
+    def _run(self, first: int, last: int) -> None:
+        """One call; threads share the sequences."""
         table = self.table
         table[0], table[1] = first, last
         if len(self.parts) == 1:
@@ -86,10 +109,14 @@ class KernelCall:
             memory = (ctypes.c_int64 * len(table))(*table)
             memory[self.slots["scratch"]] += thread * self.scratch
             tables.append(memory)
-        others = [_threads().submit(self.run_loop, ctypes.addressof(memory)) for memory in tables[1:]]
-        self.run_loop(ctypes.addressof(tables[0]))
+        others = [_threads().submit(self._run_part, memory) for memory in tables[1:]]
+        self._run_part(tables[0])
         for other in others:
             other.result()
+
+    def _run_part(self, memory: ctypes.Array[ctypes.c_int64]) -> None:
+        # A thread holds `self`, and so the buffers: after an interrupt it goes on while nobody waits for it.
+        self.run_loop(ctypes.addressof(memory))
 
 
 _pool: dict[int, ThreadPoolExecutor] = {}

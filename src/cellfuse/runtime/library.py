@@ -1,6 +1,7 @@
-"""The torch operators of the CPU kernels: one node in the graphs of torch.compile.
+"""The torch operators of the compiled kernels: one node in the graphs of torch.compile.
 
-`cpu` calls them only while torch.compile traces; otherwise `op` calls the kernel directly, which is faster.
+`cpu` and `cuda` call them only while torch.compile traces; otherwise `op` calls the kernel directly, which
+is faster.
 Torch's own `custom_op` with `register_autograd` would return zeros as forward-mode derivatives, without an
 error; so there is an Autograd kernel of ours, which refuses what it cannot do.
 """
@@ -16,7 +17,10 @@ from torch import Tensor
 from cellfuse.cell import cell_of_number
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.errors import BackendError
+from cellfuse.runtime.cuda_step import per_step, runner, wanted
 from cellfuse.runtime.fused import Fused, Kept, fused_step
+from cellfuse.runtime.op import Runner
+from cellfuse.runtime.per_step import PerStep
 from cellfuse.runtime.private import below_autograd, is_forward_ad_active, is_functorch_active
 from cellfuse.runtime.times import Times, starts
 
@@ -36,11 +40,20 @@ _library.define(
 _BUFFERS = ("products", "kept", "kept_numbers", "output")
 
 
-def _fused(x: Tensor, cell: int, has_bias: bool, sizes: Sequence[int]) -> Fused:
-    return fused_step(cell_of_number(cell), has_bias, Sizes(*sizes), x.dtype)
+def _fused(x: Tensor, cell: int, has_bias: bool, sizes: Sequence[int]) -> Fused | PerStep:
+    given = cell_of_number(cell), has_bias, Sizes(*sizes), x.dtype
+    return fused_step(*given) if x.device.type == "cpu" else per_step(*given, x.device)
 
 
-def _kept_names(fused: Fused) -> list[str]:
+def _runner(x: Tensor, cell: int, has_bias: bool, sizes: Sequence[int]) -> Runner:
+    """What runs the loops; in float32 all leave the same for the backward loop, in the same memory."""
+    if x.device.type == "cpu" or x.dtype != torch.float32:
+        return _fused(x, cell, has_bias, sizes)
+    want = wanted(cell_of_number(cell), has_bias, Sizes(*sizes), x.dtype, x.shape[1])
+    return runner(want, x.device)
+
+
+def _kept_names(fused: Fused | PerStep) -> list[str]:
     return [name for name in _BUFFERS if fused.layout.strides.get(name)]
 
 
@@ -63,7 +76,8 @@ def _forward(
     fused = _fused(x, cell, has_bias, sizes)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     by_name = dict(zip(names, weights, strict=True))
-    output, finals, kept = fused.forward(rows, _times(x, is_reverse), states, by_name, keep=keep)
+    run = _runner(x, cell, has_bias, sizes)
+    output, finals, kept = run.forward(rows, _times(x, is_reverse), states, by_name, keep=keep)
     if kept is None:
         return [output.contiguous(), *finals]
     # No two results of an operator may share memory.
@@ -79,8 +93,11 @@ def _forward_fake(x, states, weights, names, cell, has_bias, sizes, is_reverse, 
     made = [x.new_empty(steps, batch, width[shape[0]])]
     made += [x.new_empty(batch, width[shape[0]]) for shape in fused.shapes]
     if keep:
-        made += [x.new_empty(steps + 1, batch, size) for size in fused.widths]
-        made += [x.new_empty(steps * batch, layout.strides[name]) for name in _kept_names(fused)]
+        made += [x.new_empty(steps + 1, batch, size, dtype=fused.real) for size in fused.widths]
+        made += [
+            x.new_empty(steps * batch, layout.strides[name], dtype=fused.dtype_of(name))
+            for name in _kept_names(fused)
+        ]
     return made
 
 
@@ -101,7 +118,7 @@ def _backward(
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     count = len(states)
     buffers = dict(zip(_kept_names(fused), kept[count:], strict=True))
-    dx, dstates, dweights = fused.backward(
+    dx, dstates, dweights = _runner(x, cell, has_bias, sizes).backward(
         rows,
         _times(x, is_reverse),
         dict(zip(names, weights, strict=True)),
@@ -154,7 +171,7 @@ def _backward_autograd(*arguments: Any) -> list[Tensor]:
         made: list[Tensor] = torch.ops.cellfuse.backward(*arguments)
     if torch.is_grad_enabled() and any(v.requires_grad for v in (arguments[0], *arguments[-1])):
         raise BackendError(
-            "a derivative of the gradient was asked for inside torch.compile, whose CPU kernel has first "
+            "a derivative of the gradient was asked for inside torch.compile, whose kernel has first "
             "derivatives only. Call the layer outside of torch.compile, or make it with backend='eager'."
         )
     return made
@@ -163,13 +180,14 @@ def _backward_autograd(*arguments: Any) -> list[Tensor]:
 def _refuse_transforms() -> None:
     if is_functorch_active() or is_forward_ad_active():
         raise BackendError(
-            "the CPU kernel inside torch.compile has no rule for torch.func's transforms and forward-mode "
+            "the kernel inside torch.compile has no rule for torch.func's transforms and forward-mode "
             "derivatives. Make the layer with backend='eager'."
         )
 
 
-_library.impl("forward", _forward, "CPU")
-_library.impl("backward", _backward, "CPU")
+for _key in ("CPU", "CUDA"):
+    _library.impl("forward", _forward, _key)
+    _library.impl("backward", _backward, _key)
 _library.impl("forward", _forward_autograd, "Autograd")
 _library.impl("backward", _backward_autograd, "Autograd")
 torch.library.register_fake("cellfuse::forward", _forward_fake, lib=_library)

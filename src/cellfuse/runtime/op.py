@@ -1,4 +1,4 @@
-"""One direction of one layer as a differentiable function: the CPU kernel, with autograd around it.
+"""One direction of one layer as a differentiable function: compiled kernels, with autograd around them.
 
 Derivatives of derivatives are those of the eager backend's formula.
 """
@@ -7,16 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from cellfuse.runtime import eager
-from cellfuse.runtime.case import Case
-from cellfuse.runtime.fused import Fused, Kept
+from cellfuse.runtime.case import Case, Weights
+from cellfuse.runtime.fused import Kept
 from cellfuse.runtime.private import is_batched
 from cellfuse.runtime.times import Times
+
+
+class Runner(Protocol):
+    """A cell's step over time, compiled for given sizes: `fused.Fused`, or what a GPU has instead."""
+
+    def forward(
+        self, x: Tensor, times: Times, states: list[Tensor], weights: Weights, *, keep: bool
+    ) -> tuple[Tensor, list[Tensor], Kept | None]:
+        """(output, final states, what `backward` reads), see `Fused.forward`."""
+
+    def backward(
+        self,
+        x: Tensor,
+        times: Times,
+        weights: Weights,
+        kept: Kept,
+        output_gradient: Tensor,
+        state_gradients: list[Tensor],
+        *,
+        needs_x: bool,
+    ) -> tuple[Tensor | None, list[Tensor], dict[str, Tensor]]:
+        """Gradients of x (unless it needs none), of the initial states and of each weight."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +52,7 @@ class Call:
         names: of the weights, in order.
     """
 
-    fused: Fused
+    fused: Runner
     case: Case
     times: Times
     names: tuple[str, ...]

@@ -41,6 +41,18 @@ def has_onednn_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+# Asked once, because torch.compile could not look into the question.
+_AMX = {
+    torch.bfloat16: torch.cpu._is_amx_tile_supported(),
+    torch.float16: torch.cpu._is_amx_fp16_supported(),
+}
+
+
+def is_quick_in(dtype: torch.dtype) -> bool:
+    """Whether the processor has a matrix unit (AMX) for a dtype, which torch then uses."""
+    return _AMX.get(dtype, False)
+
+
 @lru_cache
 def has_onednn_float16(is_autocast: bool) -> bool:
     """Whether torch's LSTM runs in float16 on this processor, tried once on a tiny one.

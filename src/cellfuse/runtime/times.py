@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -49,3 +50,11 @@ class Times:
 def starts(steps: int, batch: int) -> Tensor:
     """`Times.starts` of sequences of equal length."""
     return torch.arange(steps + 1, device="cpu") * batch
+
+
+def times_of(input: Tensor, batch_sizes: Tensor | None, is_reverse: bool) -> Times:
+    """Of an input [T, B, I], or [N, I] where `batch_sizes` is given."""
+    if batch_sizes is None:
+        steps, batch = input.shape[:2]
+        return Times(starts(steps, batch), batch, is_reverse)
+    return Times(F.pad(batch_sizes.cumsum(0), (1, 0)), int(batch_sizes[0]), is_reverse, batch_sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
+from typing import Any
 
 import llvmlite.binding as llvm
 
@@ -53,6 +54,15 @@ class StepKernel:
         text, self.scratch, self.gathered = emit_step(layout)
         self._engine = _load(text, layout.target)
         self.run = _FUNCTION(self._engine.get_function_address("run_step"))
+
+
+def load_functions(text: str, target: Target, names: tuple[str, ...]) -> dict[str, Any]:
+    """Functions of a text that take one address; their code lives as long as they do."""
+    engine = _load(text, target)
+    made = {name: _FUNCTION(engine.get_function_address(name)) for name in names}
+    for function in made.values():
+        function.engine = engine  # type: ignore[attr-defined]
+    return made
 
 
 def _load(text: str, target: Target) -> llvm.ExecutionEngine:

@@ -1,0 +1,71 @@
+"""benchmarks/gpu.py on the emulator: every part of it runs, and a wrong kernel is found."""
+
+import ctypes
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cellfuse.codegen.cuda.spread import Device
+from cellfuse.runtime import cuda, cuda_step
+from gpu.emulator.launcher import WHY_NOT, Emulator
+
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+
+class Emulated(Emulator):
+    def fits(self, kernel, entry, blocks):
+        return blocks <= 8
+
+
+@pytest.fixture
+def script(monkeypatch):
+    spec = importlib.util.spec_from_file_location(
+        "gpu_benchmark", Path(__file__).parents[2] / "benchmarks/gpu.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu_benchmark", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda, "_why_no_device", lambda index: "")
+    monkeypatch.setattr(cuda_step, "launcher_of", lambda device: Emulated())
+    monkeypatch.setattr(cuda_step, "device_of", lambda device: Device(8, 227 * 1024, True))
+    cuda_step.clear()
+    yield module
+    cuda_step.clear()
+
+
+def test_every_part_runs_on_the_emulator(script, tmp_path, capsys):
+    file = tmp_path / "lines.jsonl"
+    status = script.main(["--json", str(file), "--rounds", "1"], is_short=True)
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {line["kind"] for line in lines} == {"check", "exchange", "time"}
+    assert {line["tier"] for line in lines if line["kind"] == "check"} == set(script.TIERS)
+    assert all(line["commit"] and line["device"] == "emulator" for line in lines)
+    assert "0 checks failed, 0 cases left out" in printed
+
+
+def test_a_wrong_result_is_found(script, monkeypatch):
+    monkeypatch.setattr(cuda_step, "launcher_of", lambda device: Wrong())
+    line = script.check(script.Case("lstm", 24, 3, "fp32", 2, "one CTA"))
+    assert "error" in line["wrong"]
+
+
+class Wrong(Emulated):
+    def launch(self, kernel, entry, grid, arguments, shared_bytes=None):
+        super().launch(kernel, entry, grid, arguments, shared_bytes)
+        names = [parameter.name for parameter in kernel.parameters]
+        if "final" in names:
+            ctypes.c_float.from_address(arguments[names.index("final")]).value += 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_it_says_so(script, capsys):
+    assert script.main([]) == 2
+    assert "no CUDA device" in capsys.readouterr().out

@@ -1,0 +1,280 @@
+"""The cuda backend through the layer: tensors of the CPU, kernels run by the emulator."""
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import cellfuse as cf
+from cellfuse.codegen.cuda.spread import Device
+from cellfuse.errors import BackendError
+from cellfuse.runtime import cuda, cuda_driver, cuda_step, library, precision
+from compare import OPTIONS, assert_same
+from gpu.emulator.launcher import WHY_NOT, Emulator
+
+emulated = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+
+H100 = Device(processors=132, shared_bytes=227 * 1024, has_clusters=True)
+
+
+class Emulated(Emulator):
+    """All CTAs find room."""
+
+    def fits(self, kernel, entry, blocks):
+        return True
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """The CPU taken for a GPU."""
+    cuda_step.clear()
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda, "_why_no_device", lambda index: "")
+    monkeypatch.setattr(cuda_step, "launcher_of", lambda device: Emulated())
+    monkeypatch.setattr(cuda_step, "device_of", lambda device: H100)
+    monkeypatch.setattr(cuda_step, "TIER", "per step")
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(library, "fused_step", lambda *given: cuda_step.per_step(*given, cpu))
+    yield
+    cuda_step.clear()
+
+
+def pair(name, *sizes, **options):
+    options = {"dtype": torch.float64} | OPTIONS.get(name, {}) | options
+    make = cf.cells.find(name).layer
+    ours, eager = make(*sizes, backend="cuda", **options), make(*sizes, backend="eager", **options)
+    eager.load_state_dict(ours.state_dict())
+    return ours, eager
+
+
+def results(layer, x, states=None):
+    output, finals = layer(x, states)
+    output = output.data if isinstance(output, torch.nn.utils.rnn.PackedSequence) else output
+    finals = finals if isinstance(finals, tuple) else (finals,)
+    generator = torch.Generator().manual_seed(0)
+    loss = sum(
+        (v * torch.randn(v.shape, dtype=torch.float64, generator=generator).to(v.dtype)).sum()
+        for v in (output, *finals)
+    )
+    given = () if states is None else states if isinstance(states, tuple) else (states,)
+    leaves = [*layer.parameters(), *given]
+    grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return [output, *finals, *grads]
+
+
+@emulated
+@pytest.mark.parametrize("name", ["lstm", "mgu", "slstm", "layer_norm_lstm", "projected_lstm", "mingru"])
+def test_layers_directions_and_lengths(device, name):
+    ours, eager = pair(name, 3, 4, num_layers=2, bidirectional=True)
+    x = torch.randn(4, 3, 3, dtype=torch.float64)
+    states = tuple(torch.rand_like(s).requires_grad_() for s in ours.initial_states(3, x))
+    states = states if len(states) > 1 else states[0]
+    packed = pack_padded_sequence(x, torch.tensor([2, 4, 1]), enforce_sorted=False)
+    for input in (x, packed):
+        for got, want in zip(results(ours, input, states), results(eager, input, states), strict=True):
+            assert_same(got, want, tolerance=1e-11)
+    with torch.no_grad():
+        assert_same(ours(x)[0], eager(x)[0])
+
+
+@emulated
+@pytest.mark.parametrize("tier", ["one CTA", "cluster", "grid"])
+@pytest.mark.parametrize("name", ["rnn", "gru", "lstm", "slstm", "peephole_lstm", "indrnn"])
+def test_whole_loops(device, monkeypatch, name, tier):
+    if name == "indrnn" and tier != "one CTA":
+        pytest.skip("it has no product whose weights could be spread")
+    monkeypatch.setattr(cuda_step, "TIER", tier)
+    H = 40 if tier == "grid" else 10
+    ours, eager = pair(name, 3, H, num_layers=1 if tier == "grid" else 2, bidirectional=True)
+    eager.load_state_dict(ours.float().state_dict())
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    try:
+        x = torch.randn(3, 3, 3)
+        assert ours.plan(x).startswith(f"cuda, {tier}: whole loop in one kernel, fp32")
+        states = tuple(torch.rand_like(s).requires_grad_() for s in ours.initial_states(3, x))
+        packed = pack_padded_sequence(x, torch.tensor([2, 3, 1]), enforce_sorted=False)
+        for input in (x, packed):
+            got = results(ours, input, states if len(states) > 1 else states[0])
+            exact = tuple(s.detach().double().requires_grad_() for s in states)
+            double = input.to(torch.float64)
+            want = results(eager, double, exact if len(exact) > 1 else exact[0])
+            for a, b in zip(got, want, strict=True):
+                assert a.dtype == torch.float32
+                assert_same(a, b, tolerance=3e-6 * max(1.0, float(b.detach().abs().max())))
+        with torch.no_grad():
+            assert_same(ours(x)[0], eager(x.double())[0], tolerance=3e-6)
+    finally:
+        torch.backends.cudnn.rnn.fp32_precision = "tf32"
+
+
+@emulated
+@pytest.mark.parametrize(("dtype", "close"), [("tf32", 4e-3), (torch.bfloat16, 0.06), (torch.float16, 0.01)])
+def test_whole_loops_on_tensor_cores(device, monkeypatch, dtype, close):
+    monkeypatch.setattr(cuda_step, "TIER", "")
+    ours, eager = pair("lstm", 3, 24)
+    ours = ours.float() if dtype == "tf32" else ours.to(dtype)
+    eager.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 9, 3).to(next(ours.parameters()).dtype)
+    assert "per step" not in ours.plan(x)
+    assert {"tf32": "tf32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype] in ours.plan(x)
+    for a, b in zip(results(ours, x), results(eager, x.double()), strict=True):
+        assert a.dtype == x.dtype
+        assert_same(a, b, tolerance=close * max(1.0, float(b.detach().abs().max())))
+
+
+@emulated
+def test_a_loop_that_does_not_fit_runs_step_by_step(device, monkeypatch):
+    monkeypatch.setattr(cuda_step, "TIER", "")
+    ours, eager = pair("gru", 3, 8)
+    eager.load_state_dict(ours.float().state_dict())
+    x = torch.randn(3, 2, 3)
+    whole = cuda_step.spread
+    monkeypatch.setattr(
+        cuda_step, "spread", lambda step, loop, *r: () if loop == "backward" else whole(step, loop, *r)
+    )
+    assert ours.plan(x).endswith("per step backward")
+    for a, b in zip(results(ours, x), results(eager, x.double()), strict=True):
+        assert_same(a, b, tolerance=5e-3 * max(1.0, float(b.detach().abs().max())))
+
+
+@emulated
+def test_a_cluster_that_finds_no_room_is_passed_over(device, monkeypatch):
+    monkeypatch.setattr(cuda_step, "TIER", "")
+    monkeypatch.setattr(Emulated, "fits", lambda self, kernel, entry, blocks: kernel.cluster <= 8)
+    layer = cf.cells.find("lstm").layer(3, 256, backend="cuda", dtype=torch.bfloat16)
+    assert "a cluster of 8 CTAs" in layer.plan(torch.randn(2, 4, 3, dtype=torch.bfloat16))
+
+
+@emulated
+def test_plans_say_why(device, monkeypatch):
+    monkeypatch.setattr(cuda_step, "TIER", "")
+    x = torch.randn(2, 4, 3)
+
+    def make(name, H, dtype=None):
+        return cf.cells.find(name).layer(3, H, backend="cuda", dtype=dtype)
+
+    assert "layer normalisation" in make("layer_norm_lstm", 8).plan(x)
+    assert "float32" in make("gru", 8, torch.float64).plan(x.double())
+    assert "do not fit" in make("lstm", 5000).plan(x)
+    for H, tier in ((32, "one CTA"), (256, "cluster"), (1024, "grid")):
+        plan = make("lstm", H, torch.bfloat16).plan(x.bfloat16())
+        assert plan.startswith(f"cuda, {tier}"), plan
+
+
+@emulated
+@pytest.mark.parametrize(("T", "B"), [(0, 2), (3, 0), (1, 1)])
+def test_empty_and_tiny_sequences(device, T, B):
+    ours, eager = pair("gru", 3, 4)
+    x = torch.randn(T, B, 3, dtype=torch.float64)
+    for got, want in zip(results(ours, x), results(eager, x), strict=True):
+        assert_same(got, want)
+
+
+@emulated
+def test_second_derivatives(device):
+    ours, _ = pair("gru", 2, 3)
+    x = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: ours(x)[0], x)
+
+
+@emulated
+@pytest.mark.parametrize("name", ["lstm", "layer_norm_lstm"])
+def test_one_node_in_the_graph_of_torch_compile(device, name):
+    ours, eager = pair(name, 3, 4, bidirectional=True)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager", dynamic=True)
+    for T in (2, 5):
+        x = torch.randn(T, 2, 3, dtype=torch.float64)
+        for got, want in zip(results(compiled, x), results(eager, x), strict=True):
+            assert_same(got, want, tolerance=1e-11)
+
+
+@emulated
+def test_16_bits_under_torch_compile(device):
+    """States of 16-bit layers are float32 between the loops, which the graph has to know."""
+    ours, _ = pair("lstm", 3, 4, dtype=torch.bfloat16)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 2, 3, dtype=torch.bfloat16)
+    for got, want in zip(results(compiled, x), results(ours, x), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert torch.equal(got, want)
+
+
+@emulated
+def test_autocast(device):
+    ours, _ = pair("mgu", 3, 4, dtype=torch.float32)
+    x = torch.randn(3, 2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ours(x)[0]
+        assert torch.equal(ours(x.bfloat16())[0], output)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), ours(x)[0], rtol=0, atol=0.05)
+    output.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in ours.parameters())
+
+
+@emulated
+def test_twice_the_same_bits(device):
+    ours, _ = pair("layer_norm_lstm", 3, 40, dtype=torch.float32)
+    x = torch.randn(4, 3, 3)
+    for a, b in zip(results(ours, x), results(ours, x), strict=True):
+        assert torch.equal(a, b)
+
+
+@emulated
+def test_auto_takes_it_for_cells_that_torch_lacks(device):
+    x = torch.randn(2, 1, 3)
+    mgu = cf.cells.find("mgu").layer(3, 4, backend="cuda")
+    assert mgu.why_not(x)["cuda"] == ""
+    assert mgu.plan(x).startswith("cuda, per step: ")
+    assert "cuDNN" in cf.LSTM(3, 4).why_not(x)["cuda"]
+
+
+def test_a_machine_without_a_gpu_says_so():
+    layer = cf.LSTM(3, 4, backend="cuda")
+    x = torch.randn(2, 1, 3)
+    assert layer.why_not(x)["cuda"] == "the input is on cpu, not on a CUDA device"
+    with pytest.raises(BackendError, match="backend='cuda' cannot run this: the input is on cpu"):
+        layer(x)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_why_not_without_a_driver():
+    assert cuda_driver.why_not() == "torch finds no CUDA device"
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda layer, x: (layer.half(), x.half()), ""),
+        (lambda layer, x: (layer, x.to(torch.int32)), "int32"),
+    ],
+)
+def test_dtypes(device, change, why):
+    layer, x = change(cf.GRU(3, 4), torch.randn(2, 1, 3))
+    case = layer._case(x, layer.initial_states(1, x))
+    assert why in cuda.why_not(case)
+    assert bool(why) == bool(cuda.why_not(case))
+
+
+def test_products_follow_the_switches_of_torch():
+    lstm, mgu = cf.cells.find("lstm"), cf.cells.find("mgu")
+    matmul, rnn = torch.backends.cuda.matmul, torch.backends.cudnn.rnn
+    before = matmul.fp32_precision, rnn.fp32_precision
+    try:
+        assert precision.is_tf32(lstm)
+        assert not precision.is_tf32(mgu)
+        with precision.matmul_in(True):
+            assert matmul.fp32_precision == "tf32"
+        assert matmul.fp32_precision == before[0]
+        assert not matmul.allow_tf32
+        rnn.fp32_precision = "ieee"
+        assert not precision.is_tf32(lstm)
+        matmul.fp32_precision = "tf32"
+        assert precision.is_tf32(mgu)
+        with precision.matmul_in(False):
+            assert matmul.fp32_precision == "ieee"
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.allow_tf32 = False
+        matmul.fp32_precision, rnn.fp32_precision = before

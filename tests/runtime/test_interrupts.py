@@ -1,0 +1,168 @@
+"""Ctrl-C while a kernel runs or is compiled: heard within 200 ms, and the next call is right."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+import cellfuse as cf
+from cellfuse.runtime.once import Once
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to itself")
+
+SOON = 0.2  # seconds of this process's own time, so that a busy machine does not matter
+
+
+def interrupted_after(seconds, work):
+    """How long `work` goes on after Ctrl-C; None if it was over before."""
+    sent = []
+
+    def press():
+        sent.append(time.process_time())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(seconds, press)
+    timer.start()
+    try:
+        work()
+        timer.cancel()
+        timer.join()
+        for _ in range(200 * len(sent)):  # it was too late for the work, and is on its way
+            time.sleep(0.01)
+        assert not sent, "Ctrl-C was swallowed"
+    except KeyboardInterrupt:
+        return time.process_time() - sent[0]
+    return None
+
+
+def all_of(layer, x):
+    output, state = layer(x)
+    return [output, *torch.autograd.grad(output.sum() + state.sum(), list(layer.parameters()))]
+
+
+def test_the_loops_of_a_long_sequence_are_interrupted():
+    torch.manual_seed(0)
+    layer, x = cf.GRU(16, 256, backend="cpu"), torch.randn(16_000, 4, 16)
+    short = x[:50]
+    want = all_of(layer, short)
+    start = time.perf_counter()
+    loss = layer(x)[0].sum()
+    forward = time.perf_counter() - start
+    assert forward > 2 * SOON, "too short to tell"
+    seen = [interrupted_after(forward * part, lambda: layer(x)) for part in (0.1, 0.4)]
+    backward = [interrupted_after(forward * part, loss.backward) for part in (0.1,)]
+    for latency in (*seen, *backward):
+        assert latency is not None
+        assert latency < SOON
+    for got, value in zip(all_of(layer, short), want, strict=True):
+        assert torch.equal(got, value)
+
+
+def test_long_input_products_are_interrupted(monkeypatch):
+    layer, x = cf.GRU(1024, 256, backend="cpu"), torch.randn(1000, 64, 1024)
+    latency = interrupted_after(0.1, lambda: [layer(x) for _ in range(3)])
+    assert latency is not None
+    assert latency < SOON
+    short = torch.randn(3, 50, 1024)
+    want = layer(short)[0]
+    monkeypatch.setattr("cellfuse.runtime.fused._UNHEARD", (1 << 24, 1 << 24))
+    torch.testing.assert_close(layer(short)[0], want)
+
+
+def test_two_threads_are_interrupted_and_their_memory_stays_theirs(monkeypatch):
+    monkeypatch.setattr("cellfuse.runtime.fused._WORTH", 1)
+    layer, x = cf.GRU(16, 256, backend="cpu"), torch.randn(8_000, 16, 16)
+    want = all_of(layer, x[:50])
+    torch.set_num_threads(2)
+    try:
+        for seconds in (0.1, 0.2, 0.3):
+            latency = interrupted_after(seconds, lambda: [layer(x) for _ in range(10)])
+            assert latency is not None
+            assert latency < 2 * SOON  # both threads' time
+        got = all_of(layer, x[:50])
+    finally:
+        torch.set_num_threads(1)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)  # torch.mm shares its sums
+
+
+def test_pieces_of_a_loop_give_the_same_bits(monkeypatch):
+    for name in ("gru", "layer_norm_lstm", "slstm"):
+        layer, x = cf.cells.find(name).layer(3, 20, bidirectional=True, backend="cpu"), torch.randn(23, 5, 3)
+        output, _ = layer(x)
+        want = [output, *torch.autograd.grad(output.sum(), list(layer.parameters()))]
+        with monkeypatch.context() as patch:
+            patch.setattr("cellfuse.runtime.kernel_call._QUICK", 1)
+            patch.setattr("cellfuse.runtime.kernel_call.UNHEARD", 1e-9)
+            output, _ = layer(x)
+            got = [output, *torch.autograd.grad(output.sum(), list(layer.parameters()))]
+        assert all(map(torch.equal, got, want))
+
+
+def test_compiling_is_interrupted_and_goes_on(monkeypatch):
+    monkeypatch.setenv("CELLFUSE_CACHE", "")
+    x = torch.randn(3, 2, 5)
+
+    @cf.cell(gates="abcdef", states="h", source="none: a cell of the tests")
+    def heavy(gate, h):
+        a, b, c = torch.sigmoid(gate.a), torch.tanh(gate.b), torch.sigmoid(gate.c.x * gate.c.h)
+        d = torch.tanh(gate.d.of(a * h)) * torch.exp(-(gate.e**2))
+        f = torch.tanh(gate.f.of(b * d + c))
+        return a * h + (1 - a) * f
+
+    layer = heavy.layer(5, 40, backend="cpu")
+    latency = interrupted_after(0.15, lambda: all_of(layer, x))
+    assert latency is not None
+    assert latency < SOON
+    eager = heavy.layer(5, 40, backend="eager")
+    eager.load_state_dict(layer.state_dict())
+    for got, want in zip(all_of(layer, x), all_of(eager, x), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_who_waits_for_native_code_that_makes_something_is_interrupted():
+    once = Once()
+
+    def make():
+        return hashlib.pbkdf2_hmac("sha256", b"", b"", 1_500_000)  # a second without Python
+
+    start = time.perf_counter()
+    latency = interrupted_after(0.1, lambda: once.get("key", make))
+    assert latency is not None
+    assert latency < SOON
+    assert once.get("key", lambda: b"made again") == make()
+    assert time.perf_counter() - start > 2 * SOON, "too short to tell"
+
+
+def test_what_is_made_once_is_made_once_and_again_after_an_error():
+    made, once = [], Once(3)
+
+    def make(key):
+        time.sleep(0.05)
+        made.append(key)
+        if len(made) == 1:
+            raise MemoryError
+        return key
+
+    def want(found):
+        try:
+            found.append(once.get("a", lambda: make("a")))
+        except MemoryError as error:
+            found.append(error)
+
+    for wanted in (MemoryError, str, str):
+        found = []
+        threads = [threading.Thread(target=want, args=(found,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [type(value) for value in found] == [wanted] * 8
+    assert made == ["a", "a"]
+    for key in range(10):
+        once.get(key, lambda key=key: key + 1)
+    assert list(once._made) == [7, 8, 9]
