@@ -37,6 +37,12 @@ CHAPTERS = {
         "of our own LSTM kernel over theirs.",
         "ms",
     ),
+    "linear": (
+        "Cells without a recurrent matrix",
+        "*our input product*: the time of W x + b for all time steps, by torch, over that of our layer. "
+        "What is missing to 1 is all that a parallel scan over time could gain.",
+        "ms",
+    ),
     "bf16": (
         "bfloat16",
         "Weights, input and output in bfloat16 for all. *our float32*: our layer in float32.",
