@@ -105,6 +105,11 @@ def test_tensor_cores(precision, name, units, how):
     check(name, units, precision=precision, **({"tile": 8} | how))
 
 
+@pytest.mark.parametrize("exchange", ["messages", "write_once"])
+def test_a_batch_in_several_launches(exchange):
+    check("gru", 12, batch=7, at_once=4, exchange=exchange, ctas=3, directions=2)
+
+
 @pytest.mark.parametrize("exchange", ["cluster_barrier", "counter"])
 def test_tensor_cores_with_the_plain_barriers(exchange):
     check("gru", 32, precision="bf16", tile=8, exchange=exchange, ctas=4, threads=32)
@@ -207,11 +212,15 @@ BUGS = {
         "split < SPLITS - 1; split++) total +=",
     ),
     "rows of a fragment swapped": ("tensor", "lane / 4 + (j & 1) * 8;", "lane / 4 + (j >> 1) * 8;"),
-    "columns of a fragment swapped": ("tensor", "from[4];", "from[1];"),
+    "columns of a fragment swapped": (
+        "tensor",
+        "* 16 + q * 4 + part % 2 * 2 + half",
+        "* 16 + q * 4 + half * 2 + part % 2",
+    ),
     "accumulators swapped": (
         "tensor",
-        "tile * 16 + lane / 4 + (j >> 1) * 8]",
-        "tile * 16 + lane / 4 + (j & 1) * 8]",
+        "* 16 + (j >> 1) * 8 + (n * 8 + (j & 1))",
+        "* 16 + (j & 1) * 8 + (n * 8 + (j >> 1))",
     ),
     "a half too far": ("tensor", "* 16 + half * 8 + lane / 4", "* 16 + lane / 4"),
 }
