@@ -13,15 +13,17 @@ from cellfuse.cli import main
 
 SMALL = [BenchCase(name, 3, 2, 8) for name in cf.cells.CELLS]
 SPECIAL = [
-    *(BenchCase(name, 5, 3, 8, family) for name in TORCH for family in FAMILIES.keys() - {"", "custom"}),
+    *(BenchCase(n, 5, 3, 8, f) for n in TORCH for f in FAMILIES if f not in ("", "custom", "linear")),
     *(BenchCase(name, 5, 3, 8, "custom") for name in ("peephole_lstm", "echo_lstm")),
     BenchCase("slstm", 5, 3, 8, "accuracy"),
+    BenchCase("minlstm", 5, 3, 8, "linear"),
 ]
 # Whom each family is compared with, besides the loop.
 BESIDE = {
     "ragged": {"torch.nn"},
     "stream": {"torch.nn", "torch.nn cell", "our stepper"},
     "custom": {"our LSTM"},
+    "linear": {"our input product"},
     "bf16": {"torch.nn", "our float32"},
     "memory": {"torch.nn", "our recompute"},
     "accuracy": {"torch.nn"},

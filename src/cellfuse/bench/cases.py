@@ -16,6 +16,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "ragged": ("inference", "training"),  # packed sequences of lengths from T/4 to T
     "stream": ("inference",),  # one time step a call
     "custom": ("inference", "training"),  # cells a user could have written, beside our LSTM of the same size
+    "linear": ("inference", "training"),  # gates see the input only, or only their own unit: no matrix R
     "bf16": ("inference", "training"),  # weights, input and output in bfloat16
     "memory": ("training",),  # peak bytes instead of time
     "accuracy": ("training",),  # errors against float64 instead of time
@@ -88,6 +89,8 @@ STREAMS = ((100, 1, 64), (100, 1, 256))
 OTHERS = (50, 16, 64)
 CUSTOM = ((100, 1, 64), (100, 1, 256), (100, 32, 64), (100, 32, 256))
 CUSTOM_CELLS = ("peephole_lstm", "echo_lstm")
+LINEAR = ((1000, 1, 256), (100, 32, 256))
+LINEAR_CELLS = ("mingru", "minlstm", "qrnn", "sru", "indrnn")
 LOW = ((100, 1, 256), (100, 32, 64), (100, 32, 256), (100, 32, 512))
 MEMORY = ((100, 32, 256), (1000, 8, 128))
 LONG = (1000, 2, 128)
@@ -103,6 +106,7 @@ CASES: dict[str, BenchCase] = {
         *(BenchCase(cell, *RAGGED, "ragged") for cell in HEART),
         *(BenchCase(cell, *shape, "stream") for cell in HEART for shape in STREAMS),
         *(BenchCase(cell, *shape, "custom") for cell in CUSTOM_CELLS for shape in CUSTOM),
+        *(BenchCase(cell, *shape, "linear") for cell in LINEAR_CELLS for shape in LINEAR),
         *(BenchCase(cell, *shape, "bf16") for cell in HEART for shape in LOW),
         *(BenchCase(cell, *shape, "memory") for cell in HEART for shape in MEMORY),
         *(BenchCase(cell, *LONG, "accuracy") for cell in cells.CELLS),

@@ -19,12 +19,16 @@ median. Each case is checked against float64 first; a wrong one is not timed. Ra
 time over ours: above 1, cellfuse is faster.
 
 Families of cases: 'lstm/*' and the like (plain sequences), 'ragged/*' (packed), 'stream/*' (a time step a
-call), 'custom/*' (cells a user could write), 'bf16/*', 'memory/*' (peak bytes), 'accuracy/*' (errors at
-T = 1000). The machine's own limits are measured first and stand in every line of JSON as "roof"."""
+call), 'custom/*' (cells a user could write), 'linear/*' (no recurrent matrix), 'bf16/*', 'memory/*' (peak
+bytes), 'accuracy/*' (errors at T = 1000). The machine's own limits are measured first and stand in every
+line of JSON as "roof"."""
 
 
 # Whom we are compared with: "torch.nn cell" is the one-step module, "our ..." other ways of our own.
-OTHERS = ("torch.nn", "torch.nn cell", "loop", "our stepper", "our LSTM", "our float32", "our recompute")
+OTHERS = (
+    *("torch.nn", "torch.nn cell", "loop"),
+    *("our stepper", "our LSTM", "our input product", "our float32", "our recompute"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

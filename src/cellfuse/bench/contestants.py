@@ -112,6 +112,19 @@ class Stepped(nn.Module):
         return torch.stack(outputs), state if isinstance(state, tuple) else (state,)
 
 
+class InputProduct(nn.Module):
+    """Only the product W x + b of all time steps: what any way of running a linear cell has to make."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        weight = layer.get_parameter("weight_ih_l0")
+        self.linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+
+    def forward(self, input: Tensor) -> tuple[Tensor, None]:
+        """Input [T, B, I] -> products [T, B, G*H]."""
+        return self.linear(input), None
+
+
 def contestants(
     case: BenchCase, backend: str, dtype: torch.dtype, weights: dict[str, Tensor] | None = None
 ) -> dict[str, nn.Module]:
@@ -137,6 +150,8 @@ def contestants(
         found["loop"] = _with(cell.layer(case.I, case.H, dtype=dtype, backend="eager", **options), ours)
     if case.family == "custom":
         found["our LSTM"] = cells.find("lstm").layer(case.I, case.H, dtype=dtype, backend="cpu")
+    if case.family == "linear":
+        found["our input product"] = InputProduct(ours)
     if case.family == "bf16":
         found["our float32"] = _with(cell.layer(case.I, case.H, backend=backend, **options), ours)
     if case.family == "memory" and backend in ("auto", "cpu"):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cellfuse.codegen.cpu.layout import Sizes
-from cellfuse.runtime import choice, op, trained
+from cellfuse.runtime import choice, trained
+from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.fused import fused_step
 from cellfuse.runtime.step import is_mode_active, is_plain
 from cellfuse.runtime.times import equal_times
@@ -152,10 +152,9 @@ def _whole(layer: Layer, x: Tensor, is_trained: bool) -> Whole | Trained | None:
         if is_trained:
             if not Trained.is_possible(fused, x.shape[2], names):
                 return None
-            # Of the case only what is no tensor is used.
-            empty = replace(case, input=x.new_empty(0), states=(), weights=())
             shapes = {name: value.shape for name, value in case.weights[0].items()}
-            return Trained(op.Call(fused, empty, times, tuple(names)), x.shape[2], initial, shapes)
+            direction = Direction(layer.cell, sizes, layer.bias, False, False, tuple(names))
+            return Trained(direction, fused, times, x.shape[2], initial, shapes)
         if not Whole.is_possible(fused):
             return None
         made = Whole(fused, times, x.shape[2], initial, names)

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from cellfuse.codegen.cpu.driver import OUTER
 from cellfuse.codegen.program import Place
-from cellfuse.runtime import op
 from cellfuse.runtime.columns import INPUT
+from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.fused import Fused
 from cellfuse.runtime.kernel_call import AT, Session
 from cellfuse.runtime.private import is_batched
+from cellfuse.runtime.times import Times
 from cellfuse.runtime.whole import Whole, at_weights, parameter_copies
 
 _RIGHT, _OUT = OUTER.index("right"), OUTER.index("out")
@@ -27,17 +28,23 @@ class Trained:
     """The calls for one size; `forward` is not for several threads at a time, `backward` is.
 
     Args:
-        call: what a derivative of the gradient needs.
+        direction: what is computed.
         initial: the initial states where a call is given none, [1, B, width] each.
         shapes: of the weights by name.
     """
 
     def __init__(
-        self, call: op.Call, input_size: int, initial: Sequence[Tensor], shapes: dict[str, torch.Size]
+        self,
+        direction: Direction,
+        fused: Fused,
+        times: Times,
+        input_size: int,
+        initial: Sequence[Tensor],
+        shapes: dict[str, torch.Size],
     ) -> None:
-        fused, times = call.fused, call.times
-        self.call, self.fused, self.times, self.dtype = call, fused, times, fused.dtype
-        self.initial, self.names, self.input_size, self.shapes = list(initial), call.names, input_size, shapes
+        self.direction, self.fused, self.times, self.dtype = direction, fused, times, fused.dtype
+        self.initial, self.input_size, self.shapes = list(initial), input_size, shapes
+        self.names = direction.names
         self.rows = times.steps * times.batch
         self.session = fused.new_session("forward", self.rows, input_size, times)
         self._parameters = parameter_copies(fused, self.session, self.names)
@@ -263,7 +270,7 @@ class _Sequence(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         is_special = torch.is_grad_enabled() or any(g is not None and is_batched(g) for g in gradients)
         if is_special:
-            return None, None, *_differentiable(made, count, values, gradients, needed)
+            return None, None, *_differentiable(made, count, values, gradients)
         x, weights = values[0], values[1 + count :]
         needs_states = needed[1 : 1 + count] if count else [False] * len(made.initial)
         dx, *rest = made.backward(x, weights, kept, gradients, needed[0], needs_states)
@@ -273,17 +280,14 @@ class _Sequence(torch.autograd.Function):
 
 
 def _differentiable(
-    made: Trained, count: int, values: Sequence[Tensor], gradients: Sequence[Tensor | None], needed: Sequence[bool]
-) -> list[Tensor | None]:
+    made: Trained, count: int, values: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> list[Tensor]:
     """The gradients by a formula that can be differentiated again."""
     x, states, weights = values[0], values[1 : 1 + count], values[1 + count :]
     initial = [state.squeeze(0) for state in (states or made.initial)]
     shapes = [made._output_shape, *(state.shape for state in made.initial)]
     full = [x.new_zeros(s) if g is None else g for g, s in zip(gradients, shapes, strict=True)]
     full = [full[0], *(g.squeeze(0) for g in full[1:])]
-    wanted = [needed[0], *(needed[1 : 1 + count] or [False] * len(initial)), *needed[1 + count :]]
-    found = op.differentiable(made.call, (x, *initial, *weights), full, wanted)
-    found[1 : 1 + len(initial)] = [
-        None if value is None else value.unsqueeze(0) for value in found[1 : 1 + len(initial)]
-    ]
-    return found if count else [found[0], *found[1 + len(initial) :]]
+    found = made.direction.formula_gradients(full, (x, *initial, *weights), None)
+    states_found = [value.unsqueeze(0) for value in found[1 : 1 + len(initial)]]
+    return [found[0], *(states_found if count else ()), *found[1 + len(initial) :]]
