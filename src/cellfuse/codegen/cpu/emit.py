@@ -47,7 +47,8 @@ def emit(layout: Layout, loops: tuple[str, ...] = LOOPS) -> Emitted:
         loop.emit()
         weights[name] = loop.weights
         scratch, gathered = max(scratch, loop.scratch), max(gathered, loop.gathered)
-    products.emit_tiles(module, layout.target, widths)
+    is_far = max(weights.values(), default=0) * layout.bits // 8 > products.FAR
+    products.emit_tiles(module, layout.target, widths, is_far)
     products.emit_pack_strip(module)
     zeros = f"@zeros = internal constant [{16 * layout.lanes} x {module.number}] zeroinitializer, align 64\n"
     return Emitted(zeros + str(module), weights, scratch, gathered * layout.lanes)
@@ -155,9 +156,8 @@ class LoopText:
         if self.name == "infer" or self.layout.program.buffers.get(place.buffer, _NONE).rows != "time":
             return
         code = self.code
-        code.module.declare("llvm.prefetch.p0", "void", ["ptr", "i32", "i32", "i32"])
         ahead = code.at(address, code.mul(self.ahead, self.layout.strides[place.buffer]))
-        code.do(f"call void @llvm.prefetch.p0(ptr {ahead}, i32 0, i32 3, i32 1)")
+        code.prefetch(ahead)
 
     def _stage(self, stage: Stage) -> None:
         code = self.code

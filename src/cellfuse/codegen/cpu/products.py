@@ -147,19 +147,24 @@ def _absolute(layout: Layout, place: Place, column: int) -> int:
     return column if layout.is_state(place) else layout.offset(place.buffer, place.column) + column
 
 
-def emit_tiles(module: Module, target: Target, widths: set[int]) -> None:
+def emit_tiles(module: Module, target: Target, widths: set[int], is_far: bool = False) -> None:
     """The functions that compute tiles of every height, and rows of tiles of each width."""
     for width in sorted(widths):
         for rows in range(1, target.tile_rows[width] + 1):
-            _emit_tile(module, rows, width, target.tile_rows)
+            _emit_tile(module, rows, width, target.tile_rows, is_far)
         _emit_rows(module, width, target.tile_rows[width])
 
 
 # A tile adds to what `init` holds, at `init_step` numbers a row, and writes `out`.
 TILE = ("ptr %a", "i64 %lda", "ptr %w", "i64 %k", "ptr %init", "i64 %init_step", "ptr %out", "i64 %out_step")
+# Bytes of a loop's matrices from which on they come from behind the second-level cache at every step. The
+# tiles then ask for the next part while they work on this one, which the processor's guesses miss.
+FAR = 1 << 20
 
 
-def _emit_tile(module: Module, rows: int, width: int, limits: tuple[int, ...]) -> None:
+def _emit_tile(
+    module: Module, rows: int, width: int, limits: tuple[int, ...], is_far: bool = False
+) -> None:
     """out[rows, width vectors] = init + a[rows, k] w[k, width vectors]."""
     code = Code(module)
     size = rows * width
@@ -182,10 +187,15 @@ def _emit_tile(module: Module, rows: int, width: int, limits: tuple[int, ...]) -
                 values[place] = code.fma(number, weights[v], values[place])
 
     whole = code.let(f"and i64 %k, {-unroll}")
+    following = code.at("%w", code.mul("%k", width * code.lanes)) if is_far else ""
     with code.loop(0, whole, unroll, [(code.vector, value) for value in sums]) as loop:
         values = list(loop.values)
         for ahead in range(unroll):
             one(loop.index, ahead, values)
+            if is_far:
+                # Each of a panel's tiles asks for a quarter of the next panel.
+                step = code.add(code.mul(code.add(loop.index, ahead), code.lanes), "%part")
+                code.prefetch(code.at(following, step), level=2)
         loop.next = values
     sums = loop.results
     with code.loop(whole, "%k", 1, [(code.vector, value) for value in sums[:size]]) as loop:
@@ -204,7 +214,7 @@ def _emit_tile(module: Module, rows: int, width: int, limits: tuple[int, ...]) -
             # Added last: a run of additions that starts at a large number has larger errors.
             total = code.binary("fadd", sums[row * width + v], code.load(init, v * code.lanes))
             code.store(total, start, v * code.lanes)
-    code.define(f"tile_{rows}x{width}", TILE)
+    code.define(f"tile_{rows}x{width}", (*TILE, "i64 %part"))
     body = module.functions[f"tile_{rows}x{width}"]
     module.functions[f"tile_{rows}x{width}"] = body.replace("nounwind", "nounwind noinline", 1)
 
@@ -213,16 +223,16 @@ def _emit_rows(module: Module, width: int, limit: int) -> None:
     """Any number of rows, in tiles of nearly the same height."""
     code = Code(module)
 
-    def tiles(height: str, a: str, init: str, out: str) -> None:
+    def tiles(height: str, a: str, init: str, out: str, part: Int) -> None:
         for rows in code.switch(height, range(1, limit + 1)):
             code.do(
                 f"call void @tile_{rows}x{width}(ptr {a}, i64 %lda, ptr %w, i64 %k, "
-                f"ptr {init}, i64 %init_step, ptr {out}, i64 %out_step)"
+                f"ptr {init}, i64 %init_step, ptr {out}, i64 %out_step, i64 {part})"
             )
 
     # Few rows are frequent, and a division costs as much as a small tile.
     is_one = code.let(f"icmp sle i64 %rows, {limit}")
-    tiles(code.let(f"select i1 {is_one}, i64 %rows, i64 0"), "%a", "%init", "%out")
+    tiles(code.let(f"select i1 {is_one}, i64 %rows, i64 0"), "%a", "%init", "%out", 0)
     with code.where(code.let(f"xor i1 {is_one}, true")):
         count = code.let(f"udiv i64 {code.add('%rows', limit - 1)}, {limit}")
         base, more = code.let(f"udiv i64 %rows, {count}"), code.let(f"urem i64 %rows, {count}")
@@ -232,7 +242,8 @@ def _emit_rows(module: Module, width: int, limit: int) -> None:
             height = str(code.add(base, code.let(f"zext i1 {is_high} to i64")))
             a = code.at("%a", code.mul(row, "%lda"))
             init = code.at("%init", code.mul(row, "%init_step"))
-            tiles(height, a, init, code.at("%out", code.mul(row, "%out_step")))
+            part = code.mul(loop.index, code.mul("%k", code.lanes))
+            tiles(height, a, init, code.at("%out", code.mul(row, "%out_step")), part)
             loop.next = [str(code.add(row, height))]
     code.define(f"rows_{width}", (*TILE, "i64 %rows"))
 

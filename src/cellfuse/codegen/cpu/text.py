@@ -137,6 +137,11 @@ class Code:
         """A vector from memory."""
         return self.let(f"load {self.vector}, ptr {self.at(pointer, offset)}, align {self.module.bits // 8}")
 
+    def prefetch(self, pointer: str, level: int = 3) -> None:
+        """Ask for the memory at an address: level 3 for the nearest cache, 2 for the one behind."""
+        self.module.declare("llvm.prefetch.p0", "void", ["ptr", "i32", "i32", "i32"])
+        self.do(f"call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 {level}, i32 1)")
+
     def store(self, value: str, pointer: str, offset: Int = 0) -> None:
         """A vector to memory."""
         self.do(f"store {self.vector} {value}, ptr {self.at(pointer, offset)}, align {self.module.bits // 8}")
