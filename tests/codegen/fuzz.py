@@ -122,7 +122,9 @@ def fuzz_one(seed, cases=5):
         if expr.role not in ("input product", "state")
     }
     of_program = fixed | {bias: np.zeros(hidden) for bias, _ in program.moved}
-    usable = [name for name in ("avx512", "avx512-intel", "avx2", "sse") if TARGETS[name].bytes <= host().bytes]
+    usable = [
+        name for name in ("avx512", "avx512-intel", "avx2", "sse") if TARGETS[name].bytes <= host().bytes
+    ]
     target = TARGETS[str(rng.choice(usable))] if host().name != "neon" else host()
     kernel = Kernel(Layout(program, sizes, 64, target))
     for _ in range(cases):

@@ -18,7 +18,9 @@ from codegen.kernel_runner import KernelRun
 CELLS = cf.cells.CELLS | cells_of_tests.CELLS
 WIDEST = host()
 RUNNABLE = [
-    t for t in ("avx512", "avx512-intel", "avx2", "sse") if TARGETS[t].bytes <= WIDEST.bytes and WIDEST.name != "neon"
+    t
+    for t in ("avx512", "avx512-intel", "avx2", "sse")
+    if TARGETS[t].bytes <= WIDEST.bytes and WIDEST.name != "neon"
 ]
 
 

@@ -24,7 +24,7 @@ USABLE = [name for name in ("avx512", "avx512-intel") if TARGETS[name].bytes <= 
 
 
 def in_kernel(graph, value, bits):
-    """A graph of one input as machine code, on an array of numbers; the same on all targets but for division."""
+    """A graph of one input as machine code, on an array of numbers; all targets agree on what is finite."""
     first, *others = (on_target(graph, value, bits, TARGETS[name]) for name in USABLE)
     for other in others:
         assert ((np.isnan(first) == np.isnan(other)) & (np.isinf(first) == np.isinf(other))).all()

@@ -5,8 +5,8 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import cellfuse as cf
-from cellfuse.runtime.kernel_call import SESSIONS
 from cellfuse.cells import CELLS
+from cellfuse.runtime.kernel_call import SESSIONS
 from compare import OPTIONS, assert_same
 
 

@@ -21,6 +21,7 @@ from cellfuse.runtime.step import Step, is_mode_active, is_plain
 if TYPE_CHECKING:
     from cellfuse.nn.layer import Layer, State
 
+
 def make(layer: Layer, batch: int, dtype: torch.dtype) -> Step:
     """The memory and tables of one step of a layer. batch: 0 for states without a batch axis."""
     sizes = Sizes(layer.hidden_size, layer.proj_size, layer.num_heads)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,7 +139,14 @@ class Fused:
             working["zeros"] = max(self.widths) * batch
             working["*lefts"] = large.LEFTS * large.STEPS * threads
         name = "backward" if is_backward else "forward"
-        session = Session(self, name, working, 2 * len(self.shapes) + 2 * len(self.program.step.inputs) + 8, 2 * gates, threads)
+        session = Session(
+            self,
+            name,
+            working,
+            2 * len(self.shapes) + 2 * len(self.program.step.inputs) + 8,
+            2 * gates,
+            threads,
+        )
         session.plan(times.steps, chunk, work)
         slots = layout.slots
         session.table[slots["origin"]] = times.steps - 1 if times.is_reverse else 0
@@ -148,14 +156,18 @@ class Fused:
             session.memory_of("*bias", strides["products"]).zero_()  # also where there are no units
         session.widths = widths
         session.outers = (ctypes.c_int64 * (len(OUTER) * len(outers)))()
-        at, seen = 0, {}
+        at = 0
+        seen: dict[Place, int] = {}
         for k, outer in enumerate(outers):
             low, high = self.columns.range(outer)
             right_width = input_size if outer.right is INPUT else widths[k]
-            column = layout.offset("gradients", outer.right.column) if outer.right.buffer == "gradients" else 0
+            column = (
+                layout.offset("gradients", outer.right.column) if outer.right.buffer == "gradients" else 0
+            )
             step = strides["gradients"] if outer.right.buffer == "gradients" else right_width
             place = seen.get(outer.right, at)
-            values = (low, high - low, 0, column, step, right_width, 0, widths[k], place, outer.right in seen)
+            values: list[Any] = [low, high - low, 0, column, step, right_width, 0, widths[k], place]
+            values.append(outer.right in seen)
             session.outers[k * len(OUTER) : (k + 1) * len(OUTER)] = values
             if outer.right not in seen:
                 seen[outer.right] = at
@@ -279,7 +291,9 @@ class Fused:
         session.run()
         if len(finals) < len(states):
             finals = [
-                columns.gather(self._final(slab, times, keep), shape).clone(memory_format=torch.contiguous_format)
+                columns.gather(self._final(slab, times, keep), shape).clone(
+                    memory_format=torch.contiguous_format
+                )
                 for slab, shape in zip(slabs, self.shapes, strict=True)
             ]
         SESSIONS.give_back(session)
@@ -379,9 +393,9 @@ class Fused:
             else:
                 sums["weight_ih" if is_input else outer] = made = x.new_empty(high - low, width)
                 out = made.data_ptr()
-            right = x if is_input else before.get(outer.right, 0)
+            other = x if is_input else before.get(outer.right, 0)
             at = k * len(OUTER)
-            session.outers[at + _RIGHT] = right.data_ptr() if isinstance(right, Tensor) else right
+            session.outers[at + _RIGHT] = other.data_ptr() if isinstance(other, Tensor) else other
             session.outers[at + _OUT] = out
         session.copy((), ())
         session.run()
@@ -390,9 +404,9 @@ class Fused:
             sums["gradient_numbers"] = numbers.sum(0)
         for outer in self.by_head:
             assert gradients is not None
-            right = before.get(outer.right)
+            found = before.get(outer.right)
             left = columns.column(gradients, outer.left, len(outer.labels))
-            right = right if isinstance(right, Tensor) else columns.column(gradients, outer.right)
+            right = found if isinstance(found, Tensor) else columns.column(gradients, outer.right)
             heads = self.layout.sizes.heads
             left, right = (v.unflatten(1, (heads, -1)).transpose(0, 1) for v in (left, right))
             sums[outer] = torch.bmm(left.transpose(1, 2), right)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -119,7 +119,7 @@ class Session:
     def give_state(self, k: int, slabs: int, initial: int, mask: int) -> None:
         """Point to a state's slabs and to its initial value."""
         first = self.slots[f"states.{k}"]  # followed by initial.k and mask.k
-        self.table[first : first + 3] = slabs, initial, mask
+        self.table[first : first + 3] = [slabs, initial, mask]
 
     def set_starts(self, starts: Tensor) -> None:
         """Point to the row of each time step."""
@@ -142,7 +142,7 @@ class Session:
         """(to, from, bytes) of what is copied before and after the loop."""
         self.call[_COPIES] = len(before)
         self.call[_COPIES + 1] = len(after)
-        values = [value for copy in (*before, *after) for value in copy]
+        values: list[Any] = [value for copy in (*before, *after) for value in copy]
         self.copies[: len(values)] = values
 
     def plan(self, steps: int, chunk: int, work: int) -> None:

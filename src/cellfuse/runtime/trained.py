@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from cellfuse.codegen.cpu.driver import OUTER
-from cellfuse.codegen.program import Place
 from cellfuse.runtime.columns import INPUT
 from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.fused import Fused
@@ -65,18 +64,20 @@ class Trained:
             (times.steps, times.batch, width),
             (times.batch * width, width, 1),
         )
-        self._output_at = self._places["output"] if place.buffer != "after" else (
-            self._places[f"slab.{place.column}"] + times.batch * fused.widths[place.column]
+        self._output_at = (
+            self._places["output"]
+            if place.buffer != "after"
+            else (self._places[f"slab.{place.column}"] + times.batch * fused.widths[place.column])
         )
-        self._uses = [(self.names.index(use.name), use) for use in fused.columns.uses if use.name in self.names]
+        self._uses = [
+            (self.names.index(use.name), use) for use in fused.columns.uses if use.name in self.names
+        ]
         steps = [times.batch * width * size for width in fused.widths]
         self._step_bytes = steps
         self._like = torch.empty(0, dtype=fused.dtype, device="cpu")
         # (weight, parts of the summed gradients) of those that are no product.
         self._summed = [(name, _summed_parts(fused, name)) for name in self.names]
-        self._targets = {
-            target[0] for _, _, _, target in fused.columns.native if target is not None
-        }
+        self._targets = {target[0] for _, _, _, target in fused.columns.native if target is not None}
 
     @staticmethod
     def is_possible(fused: Fused, input_size: int, names: Sequence[str]) -> bool:
@@ -154,7 +155,8 @@ class Trained:
         dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
         sums = session.address_of("sums")
         session.set(sums=sums, dx=dx.data_ptr() if dx is not None else 0)
-        new_empty, whole = self._like.new_empty, {}
+        new_empty = self._like.new_empty
+        whole: dict[str, Tensor] = {}
         for k, (outer, _, _, target) in enumerate(fused.columns.native):
             assert target is not None
             name, first = target
@@ -249,7 +251,7 @@ def _summed_parts(fused: Fused, name: str) -> list[tuple[int, int]] | None:
 def run(
     made: Trained, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """(output [T, B, width], final states [1, B, width]) with gradients; `states` may be empty: the initial ones."""
+    """(output [T, B, width], final states [1, B, width]) with gradients; no states: the initial ones."""
     output, *finals = _Sequence.apply(made, len(states), x, *states, *weights)
     return output, finals
 

@@ -17,11 +17,10 @@ from cellfuse.runtime.kernel_call import AT, Session
 from cellfuse.runtime.times import Times
 
 
-def parameter_copies(
-    fused: Fused, session: Session, names: Sequence[str]
-) -> list[tuple[int, int, int, int]]:
+def parameter_copies(fused: Fused, session: Session, names: Sequence[str]) -> list[tuple[int, int, int, int]]:
     """(place among the names, first byte, to, bytes) of parameters that have to stand side by side."""
-    columns, size, found = fused.columns, fused.size, []
+    columns, size = fused.columns, fused.size
+    found: list[tuple[int, int, int, int]] = []
     if columns.is_direct:
         return found
     for buffer, labels in (("parameters", columns.parameters), ("constants", columns.constants)):

@@ -59,7 +59,9 @@ def emit_driver(bits: int, target: Target) -> str:
     yields = "declare i32 @sched_yield()" if sys.platform != "win32" else ""
     pause = "call void @llvm.x86.sse2.pause()" if target.name != "neon" else ""
     declare = "declare void @llvm.x86.sse2.pause()" if pause else ""
-    wait = _MEET.replace("PAUSE", pause).replace("YIELD", "call i32 @sched_yield()" if yields else "add i32 0, 0")
+    wait = _MEET.replace("PAUSE", pause).replace(
+        "YIELD", "call i32 @sched_yield()" if yields else "add i32 0, 0"
+    )
     zeros = f"@zeros = internal constant [{16 * module.lanes} x {module.number}] zeroinitializer, align 64\n"
     return "\n".join((zeros, yields, declare, wait, str(module)))
 
@@ -283,8 +285,8 @@ class _Driver:
         vectors = code.mul(code.mul(self._slot("gates"), self._slot("groups")), self._slot("per_group"))
         code.do(
             f"call void @gemm(ptr {x}, i64 {size}, ptr {self._slot('panels', 'ptr')}, i64 1, i64 {size}, "
-            f"i64 {size}, ptr {self._slot('bias', 'ptr')}, ptr {out}, i64 {step}, i64 {code.sub(last, first)}, "
-            f"i64 {vectors})"
+            f"i64 {size}, ptr {self._slot('bias', 'ptr')}, ptr {out}, i64 {step}, "
+            f"i64 {code.sub(last, first)}, i64 {vectors})"
         )
 
     def _dx(self, begin: str, rows: Int, gradients: str) -> None:
@@ -301,8 +303,8 @@ class _Driver:
             out = code.at(dx, code.mul(code.add(begin, first), dx_step))
             code.do(
                 f"call void @gemm(ptr {code.at(gradients, code.mul(first, step))}, i64 {step}, "
-                f"ptr {self._slot('turned_panels', 'ptr')}, i64 {parts}, i64 {units}, i64 {padded}, ptr null, "
-                f"ptr {out}, i64 {dx_step}, i64 {code.sub(last, first)}, "
+                f"ptr {self._slot('turned_panels', 'ptr')}, i64 {parts}, i64 {units}, i64 {padded}, "
+                f"ptr null, ptr {out}, i64 {dx_step}, i64 {code.sub(last, first)}, "
                 f"i64 {code.let(f'udiv i64 {dx_step}, {code.lanes}')})"
             )
 
@@ -353,8 +355,8 @@ class _Driver:
                             f"i1 {is_new})"
                         )
             code.do(
-                f"call void @add_rows(ptr {code.at(lines, mine)}, i64 {step}, i64 {n}, i64 {code.sub(end, mine)}, "
-                f"ptr {code.at(self._slot('sums', 'ptr'), mine)}, i1 {is_new})"
+                f"call void @add_rows(ptr {code.at(lines, mine)}, i64 {step}, i64 {n}, "
+                f"i64 {code.sub(end, mine)}, ptr {code.at(self._slot('sums', 'ptr'), mine)}, i1 {is_new})"
             )
             self._meet()
 

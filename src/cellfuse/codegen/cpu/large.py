@@ -134,7 +134,8 @@ def _emit_turn(module: Module) -> None:
         valid = code.smaller(code.sub("%rows", row.index), lanes)
         a, out = code.at("%a", code.mul(row.index, "%lda")), code.at("%out", row.index)
         code.do(
-            f"call void @pack_strip(ptr {a}, i64 %lda, i64 1, ptr {out}, i64 {STEPS}, i64 %columns, i64 {valid})"
+            f"call void @pack_strip(ptr {a}, i64 %lda, i64 1, ptr {out}, i64 {STEPS}, i64 %columns, "
+            f"i64 {valid})"
         )
     code.define("turn", ("ptr %a", "i64 %lda", "ptr %out", "i64 %rows", "i64 %columns"))
 

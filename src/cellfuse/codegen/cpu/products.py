@@ -162,9 +162,7 @@ TILE = ("ptr %a", "i64 %lda", "ptr %w", "i64 %k", "ptr %init", "i64 %init_step",
 FAR = 1 << 20
 
 
-def _emit_tile(
-    module: Module, rows: int, width: int, limits: tuple[int, ...], is_far: bool = False
-) -> None:
+def _emit_tile(module: Module, rows: int, width: int, limits: tuple[int, ...], is_far: bool = False) -> None:
     """out[rows, width vectors] = init + a[rows, k] w[k, width vectors]."""
     code = Code(module)
     size = rows * width

@@ -19,7 +19,7 @@ class Target:
         tile_rows: rows of a tile, by its width in vectors: the tile, one row of the matrix and one
             repeated number have to fit the registers.
         has_slow_division: whether dividing a vector of float32 takes longer than an estimate of the
-            reciprocal and its two corrections: 16 against 6 cycles on Intel's AVX-512, 11 against 12 on Zen 5.
+            reciprocal and its corrections: 16 against 6 cycles on Intel's AVX-512, 11 against 12 on Zen 5.
     """
 
     name: str
