@@ -1,7 +1,7 @@
 """Turn lines of `cellfuse bench --json FILE` into a page and a picture.
 
-`python scripts/draw_benchmarks.py FILE ... ` writes benchmarks/RESULTS.md and docs/speed.svg. Of lines about
-the same case, pass and number of threads the last one counts.
+`python scripts/draw_benchmarks.py FILE ... ` writes benchmarks/RESULTS.md and docs/speed.svg, which
+the guide holds, too. Of lines about the same case, pass and number of threads the last one counts.
 """
 
 import json
@@ -218,7 +218,8 @@ def main(files):
     for family in FAMILIES:
         text += chapter(lines, family)
     (ROOT / "benchmarks" / "RESULTS.md").write_text("\n".join(text), encoding="utf-8")
-    picture(lines, ROOT / "docs" / "speed.svg")
+    for folder in ("docs", "docs/en/pictures", "docs/zh/pictures"):
+        picture(lines, ROOT / folder / "speed.svg")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,17 @@ import inspect
 from pathlib import Path
 
 import cellfuse as cf
-from cellfuse.explain.facts import Claim, Count, Equation, Explanation, ModelExplanation, TensorFact
+from cellfuse.explain.facts import (
+    Claim,
+    Count,
+    Equation,
+    Explanation,
+    Memory,
+    ModelExplanation,
+    Series,
+    TensorFact,
+    Trace,
+)
 from cellfuse.explain.words import translated
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -128,7 +138,7 @@ METHODS = {
     "OneStep": ("forward",),
     "Cell": ("layer", "one_step"),
 }
-FACTS = (Explanation, ModelExplanation, Equation, TensorFact, Claim, Count)
+FACTS = (Explanation, ModelExplanation, Equation, TensorFact, Claim, Count, Memory, Trace, Series)
 
 
 def cell_facts(name):
@@ -157,6 +167,7 @@ def catalogue(lang):
         meanings = [getattr(e, lang) for e in facts.equations]
         pairs = zip(lines, meanings, strict=True)
         made += ["```text", *(f"{line:<{width}}   {said}".rstrip() for line, said in pairs), "```\n"]
+        made.append(f"![{TITLES[name][place]}](pictures/cells/{name}.svg)\n")
         colon = (": ", "：")[place]
         made.append(f"* {words['source']}{colon}{cell.source}")
         if cell.deviation:
@@ -213,7 +224,7 @@ def api(lang):
                 made.append(entry("cf.cells.find", value.find))
             if name == "explain":
                 made += [entry(kind.__name__, kind) for kind in FACTS]
-                methods = ("text", "to_dict", "tensor", "claim", "count")
+                methods = ("text", "picture", "save", "to_dict", "tensor", "claim", "count")
                 made += [entry(f"Explanation.{m}", getattr(Explanation, m)) for m in methods]
     return "\n".join([*made, ""])
 

@@ -1,5 +1,7 @@
 """Every private name of torch that we use still exists and still says what we think it says."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -52,6 +54,15 @@ def test_autocast_of_any_device_is_seen():
     with torch.autocast("cpu", torch.bfloat16):
         assert private.is_any_autocast_enabled()
     assert not private.is_any_autocast_enabled()
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux lists what a processor can do")
+def test_a_matrix_unit_is_there_where_the_processor_lists_one():
+    flags = Path("/proc/cpuinfo").read_text().split()
+    for dtype, flag in ((torch.bfloat16, "amx_bf16"), (torch.float16, "amx_fp16")):
+        assert private.is_quick_in(dtype) <= (flag in flags or "amx_tile" in flags)
+        assert private.is_quick_in(dtype) >= (flag in flags)
+    assert not private.is_quick_in(torch.float32)
 
 
 def test_bfloat16_lstm_runs_where_onednn_says_so_and_fails_where_not():

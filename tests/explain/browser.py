@@ -24,7 +24,8 @@ class Browser:
             os.dup2(ends[1], 4)
 
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
-        flags += [f"--user-data-dir={folder}", "--hide-scrollbars", "about:blank"]
+        flags += ["--disable-quic", "--disable-background-networking", "--disable-component-update"]
+        flags += ["--disable-sync", f"--user-data-dir={folder}", "--hide-scrollbars", "about:blank"]
         with open(os.devnull, "w") as nowhere:
             self._process = subprocess.Popen(
                 [PROGRAM, *flags], preexec_fn=connect, close_fds=False, stdout=nowhere, stderr=nowhere
@@ -67,12 +68,16 @@ class Browser:
             self.requests.append(given["request"]["url"][:200])
         return message
 
-    def open(self, url, width=1400, dark=False, still=False, bypass=False):
+    def open(self, url, width=1400, dark=False, still=False, bypass=False, zoom=1):
         """Load a page; waits until its script has run."""
         self.errors.clear()
         self.requests.clear()
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=zoom,
+            mobile=False,
         )
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         features.append({"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"})

@@ -124,8 +124,8 @@ def test_wrong_maps_are_seen(monkeypatch):
     extra = (*facts.wiring, ("in/0", "c/1/0"))
     assert drawn(replace(facts, wiring=extra)) != drawn(facts)
 
-    def leaves_late(arrows, length):
-        made = over_time(arrows, length)
+    def leaves_late(arrows, length, steps):
+        made = over_time(arrows, length, steps)
         return [(a[:-1] + str(length - 1), b) if b.startswith("h/") else (a, b) for a, b in made]
 
     monkeypatch.setattr(layer_map, "over_time", leaves_late)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import cellfuse as cf
+from cellfuse.explain import memory
 from cellfuse.explain.counts import value_of
 from cellfuse.runtime.torch_text import torch_function
 from compare import OPTIONS
@@ -160,6 +162,61 @@ def test_bytes_are_those_of_the_tensors(dtype, form):
     for fact in facts.tensors:
         if fact.role in ("parameter", "constant"):
             assert fact.bytes == size(getattr(layer, fact.name))
+
+
+def allocated(layer, input):
+    """Bytes that torch's allocator gave to one forward pass and did not get back."""
+    layer(input)  # what stays for ever, such as a table of offsets, is made by the first call
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = layer(input)
+    events = profiler.profiler.kineto_results.events()
+    del kept
+    return sum(event.nbytes() for event in events if event.name() == "[memory]")
+
+
+@pytest.mark.parametrize(
+    ("make", "some"),
+    [
+        (cf.LSTM, {}),
+        (cf.LSTM, {"backend": "cpu", "num_layers": 2, "bidirectional": True}),
+        (cf.LSTM, {"backend": "eager"}),
+        (cf.LSTM, {"recompute": True}),
+        (cf.GRU, {"num_layers": 3, "dropout": 0.5}),
+        (cf.RNN, {"bidirectional": True}),
+        (cf.cells.peephole_lstm.layer, {}),
+        (leaky.layer, {"bidirectional": True}),
+        (torch.nn.LSTM, {"num_layers": 2, "bidirectional": True}),
+        (torch.nn.GRU, {"batch_first": True}),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", None),
+)
+@pytest.mark.parametrize("sizes", [(50, 8, 64), (7, 3, 20)], ids=str)
+def test_memory_of_training_is_what_the_allocator_gives(make, some, sizes):
+    T, B, hidden = sizes
+    layer = make(10, hidden, **some)
+    input = torch.randn(B, T, 10) if some.get("batch_first") else torch.randn(T, B, 10)
+    found = cf.explain(layer, input).memory
+    assert found.alive == pytest.approx(allocated(layer.train(), input), rel=0.01)
+    assert 0 < found.kept <= found.alive
+
+
+def test_memory_without_gradients_and_in_inference_mode():
+    frozen = cf.GRU(I, H).requires_grad_(False)
+    assert cf.explain(frozen).memory.kept == 0
+    with torch.inference_mode():
+        layer, input = cf.LSTM(I, H), torch.randn(5, B, I)
+        expected = cf.explain(layer, torch.randn(5, B, I).clone()).memory
+        assert cf.explain(layer, input).memory == expected
+        assert cf.explain(layer, input, (torch.zeros(1, B, H), torch.zeros(1, B, H))).memory.kept > 0
+        assert cf.explain(torch.nn.LSTM(I, H), input, lengths=[5, 3, 2][:B]).memory.kept > 0
+
+
+def test_memory_of_very_large_sequences_is_not_measured(monkeypatch):
+    monkeypatch.setattr(memory, "_MOST", 100)
+    facts = cf.explain(cf.GRU(I, H))
+    assert facts.memory is None
+    assert "not measured" in facts.text("en")
+    assert "不实测" in facts.text("zh")
 
 
 def test_the_axes_of_every_tensor_have_their_sizes():

@@ -3,11 +3,13 @@
 import base64
 import hashlib
 import html
+import importlib.util
 import json
 import os
 import re
 import time
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,11 @@ def facts():
 def large():
     torch.manual_seed(0)
     layer = cf.LSTM(10, 20, 12, bidirectional=True)
-    return cf.explain(layer, torch.randn(1000, 3, 10))
+    start = time.process_time()
+    facts = cf.explain(layer, torch.randn(1000, 3, 10))
+    # 1.4 s on one core of a Zen 4, and the page 0.1 s; the machine may be slower or busy with others
+    assert time.process_time() - start < 5
+    return facts
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +53,9 @@ def packed():
 
 
 def test_the_page_is_small_and_made_fast(large):
-    start = time.perf_counter()
+    start = time.process_time()
     page = page_of(large, "en")
-    assert time.perf_counter() - start < 4
+    assert time.process_time() - start < 1
     assert len(page.encode()) < 300_000
 
 
@@ -94,9 +100,22 @@ def test_both_languages_are_in_the_file(facts):
         assert text
 
 
+def test_nothing_moves_for_who_wants_no_motion():
+    style = (files("cellfuse.explain") / "page.css").read_text(encoding="utf-8")
+    place = style.index("@media(prefers-reduced-motion:no-preference){")
+    assert not re.search("animation|transition", style[:place])
+    assert 'matchMedia("(prefers-reduced-motion:reduce)").matches) return frame(1)' in (
+        (files("cellfuse.explain") / "page.js").read_text(encoding="utf-8")
+    )
+
+
 def test_a_title_cannot_break_the_page(facts):
     page = page_of(replace(facts, title="</script><img src=x>"), "en")
     assert "<img" not in page.replace("<image", "")
+
+
+# A question may light these rows; else it names each box, so that not half of the picture is lit.
+WHOLE_ROWS = {"out/*", "end/*", "start/*", "join/#/*", "c/#/#/*", "axis/#/*", "rows/#/*"}
 
 
 def test_every_question_is_answered_and_points_at_something(facts, packed):
@@ -109,6 +128,8 @@ def test_every_question_is_answered_and_points_at_something(facts, packed):
             assert question.claims or question.note.en
             assert all(claim.holds for claim in question.claims)
             rows = [p for p in question.points if p.endswith("*")]
+            kinds = {re.sub(r"\d+|(input|output|bias_[ih]h_l\d+)(?=/)", "#", p) for p in rows}
+            assert kinds <= WHOLE_ROWS, question.key
             found = [k for k in keys for p in question.points if p not in rows and k == p]
             lit = found + [k for k in keys for p in rows if k.startswith(p[:-1])]
             assert lit or question.key in ("biases", "initial"), question.key
@@ -193,7 +214,7 @@ CONTRAST = """(() => {
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if not PROGRAM:
-        pytest.skip("chromium is not installed")
+        pytest.skip("no chromium: apt-get install chromium fonts-noto-cjk")
     made = Browser(tmp_path_factory.mktemp("browser"))
     yield made
     made.close()
@@ -231,10 +252,12 @@ def test_a_request_is_refused(browser, pages):
     assert browser.run(code) is None
 
 
-@pytest.mark.parametrize("width", [360, 800, 1400])
+# A zoom of 200 % halves the width that the page sees and doubles the pixels of each unit.
+@pytest.mark.parametrize(("width", "zoom"), [(360, 1), (800, 1), (1400, 1), (800, 2), (1400, 2)])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_text_lies_over_another(browser, pages, name, width):
-    browser.open(pages[name], width=width)
+def test_no_text_lies_over_another(browser, pages, name, width, zoom):
+    width //= zoom
+    browser.open(pages[name], width=width, zoom=zoom)
     for _ in range(2):
         assert browser.run(TEXTS) == []
         assert browser.run("document.documentElement.scrollWidth") <= width
@@ -416,12 +439,17 @@ def test_opening_is_fast(browser, pages):
     assert browser.run("performance.getEntriesByType('navigation')[0].domComplete") < 2000
 
 
-AXE = os.environ.get("CELLFUSE_AXE", "")
+def axe():
+    """The path of axe.min.js, from the variable or from the package that holds it; "" if there is none."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    inside = [Path(place) / "axe.min.js" for place in (found.submodule_search_locations if found else ())]
+    return os.environ.get("CELLFUSE_AXE", "") or next((str(file) for file in inside if file.exists()), "")
 
 
-@pytest.mark.skipif(
-    not AXE, reason="set CELLFUSE_AXE to axe.min.js (npm axe-core, or in axe-playwright-python)"
-)
+AXE = axe()
+
+
+@pytest.mark.skipif(not AXE, reason="no axe: pip install --no-deps axe-playwright-python; or CELLFUSE_AXE")
 @pytest.mark.parametrize("name", NAMES)
 def test_axe_finds_nothing(browser, pages, name):
     for dark in (False, True):

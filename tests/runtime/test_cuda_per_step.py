@@ -6,7 +6,7 @@ import torch
 
 import cellfuse as cf
 from cellfuse.codegen.cpu.layout import Sizes
-from cellfuse.runtime import op
+from cellfuse.runtime import graphs, op
 from cellfuse.runtime.eager import run_direction
 from cellfuse.runtime.per_step import PerStep
 from cellfuse.runtime.times import Times
@@ -35,14 +35,18 @@ def times_of(lengths, is_reverse):
 class NaNs(PerStep):
     """All memory is NaN at first."""
 
-    def memory(self, loop, times, like):
-        made = super().memory(loop, times, like)
-        for value in (*made.tensors.values(), *made.slabs):
+    def memory(self, loop, times, like, kept=None):
+        made = super().memory(loop, times, like, kept)
+        theirs = () if kept is None else kept.buffers
+        mine = [value for name, value in made.tensors.items() if name not in theirs]
+        for value in (*mine, *(made.slabs if kept is None else ())):
             value.fill_(float("nan"))
         return made
 
 
-def compare(name, dtype, lengths=(3, 3), H=5, is_reverse=False, bias=True, recompute=False, factor=1):
+def compare(
+    name, dtype, lengths=(3, 3), H=5, is_reverse=False, *, bias=True, recompute=False, factor=1, fused=None
+):
     torch.manual_seed(0)
     cell = CELLS[name]
     layer = cell.layer(3, H, bias=bias, dtype=torch.float64, **options_of(cell, H))
@@ -61,7 +65,7 @@ def compare(name, dtype, lengths=(3, 3), H=5, is_reverse=False, bias=True, recom
     grads = [torch.randn_like(v).to(dtype).double() for v in (want, *finals)]
     wanted = torch.autograd.grad((want, *finals), leaves, grads, allow_unused=True, materialize_grads=True)
     sizes = Sizes(H, layer.proj_size, layer.num_heads)
-    fused = NaNs(cell, bias, sizes, dtype, Emulator(), recompute)
+    fused = fused or NaNs(cell, bias, sizes, dtype, Emulator(), recompute)
     call = op.Call(fused, case, times, tuple(weights))
     low = [v.detach().to(dtype) for v in leaves]
     count = 1 + len(states)
@@ -114,3 +118,41 @@ def test_without_biases_and_with_recomputation(name):
 def test_more_units_than_threads(name):
     """Blocks of 256 threads go over the units more than once; rows fill several blocks."""
     compare(name, torch.float64, (2, 1), H=301, factor=10)
+
+
+def test_graphs_have_memory_of_their_own(monkeypatch):
+    """A graph is replayed on the memory it was captured with; results must not change with the next call."""
+    captured = []
+
+    def capture(run):
+        captured.append(run)
+        return run
+
+    monkeypatch.setattr(graphs, "can_capture", lambda device: True)
+    monkeypatch.setattr(graphs, "stream_of", lambda device: 0)
+    monkeypatch.setattr(graphs, "capture", capture)
+    for name in ("lstm", "leaky"):
+        captured.clear()
+        cell, weights = CELLS[name], None
+        fused = NaNs(cell, True, Sizes(4), torch.float64, Emulator())
+        for _ in range(3):
+            compare(name, torch.float64, (3, 3), 4, fused=fused)
+        assert len(captured) == 3  # infer, forward, backward; at the second call
+        layer = cell.layer(3, 4, dtype=torch.float64)
+        weights = {k: v.detach() for k, v in layer._weights(layer._blocks()[0]).items()}
+        times = times_of((3, 3), False)
+        made = []
+        for _ in range(2):
+            x, states = torch.randn(6, 3).double(), [torch.rand(2, 4).double() for _ in cell.states]
+            output, finals, kept = fused.forward(x, times, states, weights, keep=True)
+            made.append([output, *finals, *kept.slabs, *kept.buffers.values()])
+            if len(made) == 1:
+                first = [value.clone() for value in made[0]]
+        assert len(captured) == 3
+        assert all(map(torch.equal, made[0], first))
+        for _ in range(graphs.KEPT + 1):
+            steps = int(times.steps) + 1
+            times = times_of((steps, steps), False)
+            for _ in range(2):
+                fused.forward(torch.randn(2 * steps, 3).double(), times, states, weights, keep=False)
+        assert len(fused.graphs._found) == graphs.KEPT

@@ -149,9 +149,16 @@ def test_a_matrix_unit_is_preferred_where_it_wins(monkeypatch):
     small, large = (cf.GRU(3, size, dtype=torch.bfloat16) for size in (8, 512))
     assert why(small, 10, 2, 3) == ""
     assert "takes longer" in why(small, 1, 2, 3)
-    assert "matrix unit" in why(large, 10, 16, 3)
+    assert why(large, 10, 16, 3) == ""  # with gradients ours is faster, up to here
+    assert "matrix unit" in why(large, 10, 32, 3)
+    with torch.no_grad():
+        assert "matrix unit" in why(large, 10, 16, 3)
     assert why(large, 10, 4, 3) == ""
     assert why(cf.GRU(3, 512), 10, 16, 3) == ""
     assert "oneDNN" in why(cf.LSTM(3, 8, dtype=torch.bfloat16), 10, 2, 3)
+    wide = cf.LSTM(3, 256, dtype=torch.bfloat16)
+    assert why(wide, 10, 2, 3) == ""
+    with torch.no_grad():
+        assert "oneDNN" in why(wide, 10, 2, 3)
     monkeypatch.setattr(low_precision, "is_quick_in", lambda dtype: False)
     assert why(large, 10, 16, 3) == why(small, 1, 2, 3) == ""

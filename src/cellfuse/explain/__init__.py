@@ -1,6 +1,6 @@
 """What a recurrent layer computes: facts about its tensors, in words, checked on real tensors."""
 
-from cellfuse.explain.facts import Claim, Count, Explanation, ModelExplanation, TensorFact
+from cellfuse.explain.facts import Claim, Count, Explanation, Memory, ModelExplanation, TensorFact
 from cellfuse.explain.gather import explain
 
-__all__ = ["Claim", "Count", "Explanation", "ModelExplanation", "TensorFact", "explain"]
+__all__ = ["Claim", "Count", "Explanation", "Memory", "ModelExplanation", "TensorFact", "explain"]

@@ -6,8 +6,9 @@ from itertools import pairwise
 
 from cellfuse.explain.facts import CellNode, Explanation
 from cellfuse.explain.layout import layered
+from cellfuse.explain.step import letters_of
 from cellfuse.explain.svg import SIZE, SMALL, Box, Drawing, Line, Text, Wire, widest
-from cellfuse.explain.words import Words, say, translated
+from cellfuse.explain.words import Words, listed, say, translated
 
 _SHAPES = {"pointwise": "pill", "activation": "pill", "reduction": "hexagon", "choice": "hexagon"}
 _FIRST = ("input", "state")
@@ -129,6 +130,24 @@ def _legend(facts: Explanation, drawing: Drawing) -> None:
     left, y = left + drawing.margin, bottom + 4
     notes = [say("legend spine")] if facts.graph.spines else []
     notes.append(say("legend step"))
+    letters = letters_of(facts.tensors)
+    if letters:
+        listing = Words(", ".join(words.en for words in letters), "，".join(words.zh for words in letters))
+        notes.append(say("legend letters", letters=listing))
+    notes += _biases(facts)
+    if facts.deviation:
+        notes.append(say("legend deviation", text=translated(facts.deviation)))
     for note in notes:
         drawing.texts.append(Text(left, y, note, SMALL, kind="note"))
         y += SIZE + 4
+
+
+def _biases(facts: Explanation) -> list[Words]:
+    """Whether the two biases of each gate are added up."""
+    sums = [node.title for node in facts.graph.nodes if node.kind == "product"]
+    gates = [gate for gate, _ in facts.gates if any(f"b_{gate}" in title for title in sums)]
+    gates = [gate for gate in gates if any(f"d_{gate}" in title for title in sums)]
+    apart = [g for g in gates if not any(f"b_{g}" in title and f"d_{g}" in title for title in sums)]
+    if apart:
+        return [say("legend biases apart", gates=listed(apart))]
+    return [say("legend biases one")] if gates else []

@@ -149,6 +149,13 @@ def _states(writer: _Writer) -> list[Claim]:
     words = say(key, names=listed(names), axes=_axes(writer, names))
     made = [Claim("states-shape", "states", _same_shapes(writer, names), *words)]
     made.append(Claim("order", "states", _in_order(writer, first), *_entries(writer, first)))
+    L, D = writer.subject.sizes["L"], writer.subject.sizes["D"]
+    if L > 1 and D == 2:
+        shape = ", ".join(str(n) for n in writer.facts[first].shape[1:])
+        entry = f"{first}.view({L}, {D}, {shape})[k, d]"
+        lane = writer.by_hand(first.removesuffix("_n"), "k", "d")
+        code = f"all(close({lane}, {entry}) for k in range({L}) for d in range({D}))"
+        made.append(Claim("order-view", "states", code, *say("order-view", name=first)))
     if rest:
         code = " and ".join(_in_order(writer, name) for name in rest)
         made.append(Claim("same-order", "states", code, *say("same-order", names=listed(rest))))
@@ -234,7 +241,8 @@ def _batch(writer: _Writer) -> list[Claim]:
         cut = f"layer(input{writer.steps(f':{T - 1}')}{writer.hx})"
         ends = [f"{writer.state(call, names[0])}[:, -1]" for call in (packed, cut)]
         code = f"close({', '.join(ends)})"
-        made.append(Claim("padding", "padding", code, *say("padding", name=names[0])))
+        valid = "output[b, length - 1]" if writer.axis else "output[length - 1, b]"
+        made.append(Claim("padding", "padding", code, *say("padding", name=names[0], valid=valid)))
     return made
 
 
@@ -325,7 +333,23 @@ def _weights(writer: _Writer) -> list[Claim]:
         )
         words = say("wider-weights", I=sizes["I"], W=sizes["D"] * writer.width)
         made.append(Claim("wider-weights", "weights", code, *words))
-    return made if subject.is_step else [*made, *_biases(writer)]
+    return made if subject.is_step else [*made, *_biases(writer), *_variant(writer)]
+
+
+# The other version of an equation that readers may have in mind.
+_VARIANTS = {"gru": "gru_reset_before", "gru_reset_before": "gru"}
+
+
+def _variant(writer: _Writer) -> list[Claim]:
+    """That another cell's equations give another result; not where the state has not yet been used."""
+    subject = writer.subject
+    other = _VARIANTS.get(subject.cell.name)
+    if other is None or subject.sizes["T"] == 1:
+        return []
+    data = writer.data
+    code = f'not close(of_cell("{other}", layer)(input{writer.hx})[0]{data}, output{data})'
+    words = say(f"variant {subject.cell.name}")
+    return [Claim("variant", "weights", code, *words, is_generic=True)]
 
 
 def _biases(writer: _Writer) -> list[Claim]:

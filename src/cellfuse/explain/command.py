@@ -23,7 +23,8 @@ from cellfuse.errors import OptionError
 from cellfuse.explain.facts import Explanation
 from cellfuse.explain.gather import explain
 from cellfuse.explain.picture import PICTURES
-from cellfuse.explain.words import LANGUAGES
+from cellfuse.explain.progress import Progress
+from cellfuse.explain.words import LANGUAGES, default_language
 from cellfuse.graph.backward import backward
 from cellfuse.graph.graph import Graph
 from cellfuse.graph.show import show
@@ -95,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         layer = cell.layer(args.input_size, args.hidden_size, num_heads=args.num_heads, **options)
     input = _input(args)
-    facts = explain(layer, input, seq_len=args.seq_len, batch=args.batch, lang=args.lang)
+    progress = Progress(args.lang or default_language())
+    facts = explain(layer, input, seq_len=args.seq_len, batch=args.batch, lang=args.lang, watch=progress)
+    progress.close()
     assert isinstance(facts, Explanation)
     facts = replace(facts, was_given_input=False)  # the numbers are ours
     if args.picture:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from cellfuse.cells import CELLS
 from cellfuse.explain.by_hand import ByHand
 from cellfuse.explain.facts import Claim
+from cellfuse.explain.progress import Watch
 from cellfuse.explain.subject import Subject, cell_of
 
 Names = dict[str, Any]
@@ -56,6 +58,16 @@ def merged(layer: nn.Module) -> Any:
     return made
 
 
+def of_cell(name: str, layer: nn.Module) -> Any:
+    """A layer of another cell with the same weights."""
+    size: Any = {"num_layers": layer.num_layers, "bidirectional": layer.bidirectional, "bias": layer.bias}
+    like = next(layer.parameters())
+    size |= {"batch_first": layer.batch_first, "device": like.device, "dtype": like.dtype}
+    made = CELLS[name].layer(layer.input_size, layer.hidden_size, **size)
+    made.load_state_dict({key: getattr(layer, key) for key in made.state_dict()})
+    return made.eval()
+
+
 def close(value: Tensor, other: Tensor) -> bool:
     """Equal but for rounding, and of the same shape."""
     if value.shape != other.shape:
@@ -82,15 +94,17 @@ def result_of(layer: Any, input: Any, hx: Any) -> tuple[Any, tuple[Tensor, ...]]
     return output, states if isinstance(states, tuple) else (states,)
 
 
-def names_of(layer: Any, subject: Subject, input: Any, hx: Any, result: tuple) -> Names:
+def names_of(
+    layer: Any, subject: Subject, input: Any, hx: Any, result: tuple, watch: Watch | None = None
+) -> Names:
     """The names that a claim's code may use: tensors, the layer, and a few functions."""
     output, states = result
     ending = "1" if subject.is_step else "n"
     names: Names = {"torch": torch, "layer": layer, "input": input, "hx": hx, "close": close}
     names |= {"swapped": swapped, "in_training": in_training}
-    names |= {"merged": merged, "with_dropout": with_dropout}
+    names |= {"merged": merged, "with_dropout": with_dropout, "of_cell": of_cell}
     names |= {"pack_padded_sequence": pack_padded_sequence}
-    names["by_hand"] = ByHand(subject, layer, input, hx)
+    names["by_hand"] = ByHand(subject, layer, input, hx, watch)
     names["output"] = output
     names |= {f"{s}_{ending}": value for s, value in zip(subject.cell.states, states, strict=True)}
     if isinstance(output, PackedSequence):
@@ -98,12 +112,17 @@ def names_of(layer: Any, subject: Subject, input: Any, hx: Any, result: tuple) -
     return names
 
 
-def evaluate(claims: list[Claim], names: Names) -> tuple[Claim, ...]:
+def evaluate(claims: list[Claim], names: Names, watch: Watch | None = None) -> tuple[Claim, ...]:
     """The claims with `holds` set. They stay unset where the output has NaN, which equals nothing."""
-    made = [value for name, value in names.items() if name == "output" or name.endswith(("_n", "_1"))]
-    if any(value.data.isnan().any() for value in made if value is not None):
+    ends = [value for name, value in names.items() if name == "output" or name.endswith(("_n", "_1"))]
+    if any(value.data.isnan().any() for value in ends if value is not None):
         return tuple(claims)
-    return tuple(replace(claim, holds=run(claim, names)) for claim in claims)
+    made = []
+    for place, claim in enumerate(claims):
+        if watch:
+            watch("statement", place + 1, len(claims))
+        made.append(replace(claim, holds=run(claim, names)))
+    return tuple(made)
 
 
 def in_double(layer: Any, subject: Subject, input: Any, hx: Any) -> Names:

@@ -183,6 +183,19 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Bytes in memory after one forward pass in training, besides parameters and input; measured.
+
+    Attributes:
+        kept: held by autograd for the backward pass.
+        alive: those, the output and the last states; what lies in the same memory counts once.
+    """
+
+    kept: int
+    alive: int
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Everything `explain` says about one layer. `print` it, or read the facts.
 
@@ -204,6 +217,7 @@ class Explanation:
         wiring: (from, to) for every arrow between the boxes of the map; keys are "in/0",
             "c/layer/direction", "h/k", "out".
         options: bias, batch_first, dropout, has_hx, dtype.
+        memory: of training; None where it would be much to measure.
         was_given_input: whether the claims were checked on the user's own input.
         lang: of `str(...)`: "en" or "zh".
     """
@@ -227,6 +241,7 @@ class Explanation:
     claims: tuple[Claim, ...]
     counts: tuple[Count, ...]
     options: dict[str, Any]
+    memory: Memory | None
     was_given_input: bool
     trace: tuple[Trace, ...] = ()
     lang: str = "en"

@@ -19,6 +19,8 @@ from cellfuse.explain.claims import claims_of
 from cellfuse.explain.counts import counts_of
 from cellfuse.explain.evaluate import evaluate, in_double, names_of, result_of, stand_in
 from cellfuse.explain.facts import Explanation, ModelExplanation, Other
+from cellfuse.explain.memory import memory_of
+from cellfuse.explain.progress import Watch
 from cellfuse.explain.step import code_of, equations_of, gate_meanings
 from cellfuse.explain.subject import is_recurrent, subject_of
 from cellfuse.explain.tensors import tensors_of
@@ -39,6 +41,7 @@ def explain(
     seq_len: int = 5,
     batch: int = 3,
     lang: str | None = None,
+    watch: Watch | None = None,
 ) -> Explanation | ModelExplanation:
     """Say what a recurrent layer computes and what each tensor that goes in or comes out is.
 
@@ -52,6 +55,7 @@ def explain(
         lengths: valid time steps of each sequence of a padded input; it is packed with them.
         seq_len, batch: T and B where no input is given.
         lang: "en" or "zh"; the locale's if None.
+        watch: called with ("step" or "statement", done, total) while it works.
 
     Returns:
         An Explanation, or a ModelExplanation for a model. `print` it.
@@ -75,27 +79,30 @@ def explain(
     if lengths is not None:
         input = _packed(layer, input, lengths)
     if is_recurrent(layer):
-        return _explain_layer(layer, input, hx, (seq_len, batch), lang)
-    return _explain_model(layer, input, hx, (seq_len, batch), lang)
+        return _explain_layer(layer, input, hx, (seq_len, batch), lang, watch)
+    return _explain_model(layer, input, hx, (seq_len, batch), lang, watch)
 
 
-def _explain_layer(module: nn.Module, input: Any, hx: Any, sizes: tuple[int, int], lang: str) -> Explanation:
+def _explain_layer(
+    module: nn.Module, input: Any, hx: Any, sizes: tuple[int, int], lang: str, watch: Watch | None
+) -> Explanation:
     is_given = isinstance(input, Tensor | PackedSequence)
     with _quietly(module):
         layer = _materialised(module)
         if not is_given:
             input = _random(layer, input, sizes)
-        hx = tuple(hx) if isinstance(hx, list) else hx
+        input, hx = _usable(input), _usable(tuple(hx) if isinstance(hx, list) else hx)
         output, states = result_of(layer, input, hx)
         subject = subject_of(layer, input, hx is not None)
         tensors = tensors_of(layer, subject, input, hx, output, states)
-        names = names_of(layer, subject, input, hx, (output, states))
-        claims = evaluate(claims_of(subject, tensors), names)
+        names = names_of(layer, subject, input, hx, (output, states), watch)
+        claims = evaluate(claims_of(subject, tensors), names, watch)
         if any(claim.holds is False and not claim.is_generic for claim in claims):
             # A layer with large weights makes the last bit's rounding large after many time steps.
-            again = evaluate(list(claims), in_double(layer, subject, input, hx))
+            again = evaluate(list(claims), in_double(layer, subject, input, hx), watch)
             pairs = zip(claims, again, strict=True)
             claims = tuple(old if old.holds or old.is_generic else new for old, new in pairs)
+        memory = memory_of(layer, subject, input, hx)
     data = input.data if isinstance(input, PackedSequence) else input
     return Explanation(
         title=subject.title,
@@ -123,6 +130,7 @@ def _explain_layer(module: nn.Module, input: Any, hx: Any, sizes: tuple[int, int
             "has_hx": subject.has_hx,
             "dtype": str(data.dtype).removeprefix("torch."),
         },
+        memory=memory,
         was_given_input=is_given,
         trace=traces_of(subject, names["by_hand"], claims),
         lang=lang,
@@ -155,18 +163,34 @@ def _packed(layer: nn.Module, input: Any, lengths: Tensor | Sequence[int]) -> Pa
 
 @contextmanager
 def _quietly(module: nn.Module) -> Iterator[None]:
-    """No gradients, no autocast, and the random number generators as they were."""
+    """No gradients, no autocast, no inference mode, and the random number generators as they were."""
     first = next(iter([*module.parameters(), *module.buffers()]), torch.empty(0))
     devices = [first.device] if first.is_cuda else []
-    with warnings.catch_warnings(), torch.random.fork_rng(devices), torch.no_grad():
+    with (
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
         # torch on CUDA says so of weights that do not lie side by side in memory
         warnings.filterwarnings("ignore", message=".*RNN module weights.*")
         with torch.autocast(first.device.type if first.is_cuda else "cpu", enabled=False):
             yield
 
 
+def _usable(value: Any) -> Any:
+    """The same tensors, copied if they were made in inference mode: autograd refuses those."""
+    if isinstance(value, tuple) and not isinstance(value, PackedSequence):
+        return tuple(_usable(each) for each in value)
+    if isinstance(value, PackedSequence):
+        return PackedSequence(*map(_usable, value))
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
 def _materialised(module: nn.Module) -> Any:
     """A stand-in of the module, with drawn weights if it has none yet (device "meta")."""
+    if any(parameter.is_inference() for parameter in module.parameters()):
+        module = copy.deepcopy(module)
     if any(parameter.is_meta for parameter in module.parameters()):
         module = copy.deepcopy(module).to_empty(device="cpu")
         module.reset_parameters()  # type: ignore[operator]
@@ -198,7 +222,7 @@ def _random(layer: Any, shape: Any, sizes: tuple[int, int]) -> Tensor:
 
 
 def _explain_model(
-    model: nn.Module, input: Any, hx: Any, sizes: tuple[int, int], lang: str
+    model: nn.Module, input: Any, hx: Any, sizes: tuple[int, int], lang: str, watch: Watch | None
 ) -> ModelExplanation:
     if hx is not None:
         raise InputError("explain: hx belongs to a layer; give a model's arguments as a tuple, input=(x, h)")
@@ -212,7 +236,7 @@ def _explain_model(
         if is_recurrent(module):
             inside.update(module.modules())  # a parametrised layer has modules of its own
             given = calls.get(name, (None, None))
-            found.append((name, _explain_layer(module, *given, sizes, lang)))
+            found.append((name, _explain_layer(module, *given, sizes, lang, watch)))
         else:
             own = sum(p.numel() for p in module.parameters(recurse=False))
             is_leaf = not list(module.children())

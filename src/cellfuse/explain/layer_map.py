@@ -265,7 +265,9 @@ class _Map:
     def _arrows(self) -> None:
         """Every arrow of the wiring whose ends are drawn; those inside one gap are not."""
         done = set()
-        for source, target in over_time(self.facts.wiring, self.T):
+        near = {t + side for t in self.times if isinstance(t, int) for side in (-1, 0, 1)}
+        steps = sorted(near & set(range(self.T)))
+        for source, target in over_time(self.facts.wiring, self.T, steps):
             if self._is_below(target):
                 continue
             for pair in self._drawn(source, target):
@@ -350,6 +352,9 @@ class _Map:
         if self.D == 2:
             notes.append(say("legend dashed", last=self.T - 1))
             notes.append(say("legend k", D=2))
+        notes.append(say("legend ends"))
+        if self.L == 1 or self.facts.options["dropout"]:
+            notes.append(say("legend dropout nowhere" if self.L == 1 else "legend dropout between"))
         if not self.facts.options["has_hx"]:
             claim = self.facts.claim("initial")
             notes.append(Words(claim.en, claim.zh))

@@ -20,7 +20,7 @@ from cellfuse.explain.palette import COLOURS, heat
 from cellfuse.explain.picture import PICTURES, why_not
 from cellfuse.explain.questions import Question, questions_of
 from cellfuse.explain.svg import STYLE, Drawing, inline, page_colours
-from cellfuse.explain.text import result_of_claim
+from cellfuse.explain.text import memory_words, result_of_claim
 from cellfuse.explain.wiring import columns
 from cellfuse.explain.words import Words, say
 
@@ -219,7 +219,7 @@ def _rest(facts: Explanation) -> Iterable[str]:
             f'<tr{kind}><th scope="row">{name}</th><td class="number">{count.value:,}</td>'
             f'<td class="mono">{formula}</td></tr>'
         )
-    yield "</tbody></table></div></section>"
+    yield f"</tbody></table></div><p>{_both(memory_words(facts))}</p></section>"
 
 
 def _data(facts: Explanation) -> str:

@@ -6,9 +6,10 @@ import ast
 import inspect
 import re
 import textwrap
+from collections.abc import Iterable
 
 from cellfuse.cell import Cell
-from cellfuse.explain.facts import Equation
+from cellfuse.explain.facts import Equation, TensorFact
 from cellfuse.explain.subject import Subject
 from cellfuse.explain.words import Words, say, translated
 from cellfuse.graph.equations import rows
@@ -61,6 +62,13 @@ def _meanings(cell: Cell) -> tuple[tuple[str, str], ...]:
     text = " ".join((cell.function.__doc__ or "").split())
     found = re.findall(r"\b(\w+): ([^,:.;]+)", text)
     return tuple((gate, meaning.strip()) for gate, meaning in found if gate in cell.gates)
+
+
+def letters_of(tensors: Iterable[TensorFact]) -> list[Words]:
+    """W is in weight_ih, ..."""
+    names = {fact.name.removesuffix("_l0") for fact in tensors}
+    places = {"weight_ih": "W", "weight_hh": "R", "bias_ih": "b", "bias_hh": "d"}
+    return [say("letter", letter=letter, tensor=name) for name, letter in places.items() if name in names]
 
 
 def state_words(state: str) -> Words:

@@ -10,7 +10,8 @@ import unicodedata
 from itertools import groupby
 
 from cellfuse.explain.facts import Claim, Explanation, ModelExplanation, TensorFact
-from cellfuse.explain.words import LANGUAGES, listed, say, translated
+from cellfuse.explain.step import letters_of
+from cellfuse.explain.words import LANGUAGES, Words, listed, say, translated
 
 WIDTH = 80
 
@@ -134,11 +135,7 @@ class _Writer:
         return text
 
     def _letters(self) -> str:
-        """W is in weight_ih, ..."""
-        suffix = "" if self.facts.kind == "step" else "_l0"
-        names = {fact.name.removesuffix(suffix) for fact in self.facts.tensors}
-        places = {"weight_ih": "W", "weight_hh": "R", "bias_ih": "b", "bias_hh": "d"}
-        parts = [self.say("letter", letter=sign, tensor=n) for n, sign in places.items() if n in names]
+        parts = [words[self.place] for words in letters_of(self.facts.tensors)]
         return self.say("letters", letters=self.comma.join(parts))
 
     def _signs(self) -> str:
@@ -258,6 +255,7 @@ class _Writer:
             "in_training",
             "merged",
             "with_dropout",
+            "of_cell",
             "padded",
             "pack_padded_sequence",
         )
@@ -284,7 +282,15 @@ class _Writer:
         lines += wrap(self.say("note flops"), "  ")
         if facts.kind != "step" and self.sizes["L"] * self.sizes["T"] > 1:
             lines += wrap(self.say(f"note chain {'two' if self.sizes['D'] == 2 else 'one'}"), "  ")
-        return lines
+        return lines + wrap(memory_words(facts)[self.place], "  ")
+
+
+def memory_words(facts: Explanation) -> Words:
+    """What training takes."""
+    if facts.memory is None:
+        return say("memory large")
+    kept, each = facts.memory.kept, round(facts.memory.kept / facts.sizes["S"])
+    return say("memory", kept=f"{kept:,}", each=f"{each:,}", alive=f"{facts.memory.alive:,}")
 
 
 def result_of_claim(claim: Claim, lang: str) -> str:

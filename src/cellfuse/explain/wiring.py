@@ -27,12 +27,12 @@ def wiring(num_layers: int, num_directions: int) -> list[Arrow]:
     return arrows
 
 
-def over_time(arrows: Iterable[Arrow], length: int) -> list[Arrow]:
-    """The arrows of every time step. The reverse direction goes from the last step to the first."""
+def over_time(arrows: Iterable[Arrow], length: int, steps: Sequence[int] | None = None) -> list[Arrow]:
+    """The arrows of every time step, or of some. The reverse direction goes from the last to the first."""
     entry = {source: target for source, target in arrows if target.startswith("h/")}
+    steps = range(length) if steps is None else steps
     made = []
     for source, target in arrows:
-        steps = range(length)
         is_reverse = source.startswith("c/") and source.endswith("/1")
         first, last = (length - 1, 0) if is_reverse else (0, length - 1)
         if source == target:

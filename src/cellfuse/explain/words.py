@@ -219,6 +219,10 @@ WORDS: dict[str, Words] = {
         "with_dropout(layer): the layer with dropout=0.5, after layer.train()",
         "with_dropout(layer)：dropout=0.5 的同一层，layer.train() 之后",
     ),
+    "helper of_cell": Words(
+        "of_cell(name, layer): a layer of that cell of cellfuse.cells with the same weights",
+        "of_cell(name, layer)：cellfuse.cells 中该单元的层，权重相同",
+    ),
     "helper padded": Words(
         "padded, lengths = pad_packed_sequence(output)", "padded, lengths = pad_packed_sequence(output)"
     ),
@@ -261,6 +265,10 @@ WORDS: dict[str, Words] = {
     "entry": Words("{name}[{k}] layer {layer}", "{name}[{k}] 第 {layer} 层"),
     "entry forward": Words("{name}[{k}] layer {layer} forward", "{name}[{k}] 第 {layer} 层正向"),
     "entry reverse": Words("{name}[{k}] layer {layer} reverse", "{name}[{k}] 第 {layer} 层反向"),
+    "order-view": Words(
+        "As a table of layers and directions: {name}.view(L, D, ...)[layer, direction].",
+        "按层和方向排成表：{name}.view(L, D, ...)[层, 方向]。",
+    ),
     "same-order": Words("{names}: in the same order.", "{names} 的顺序相同。"),
     "inner-states": Words(
         "The inner layers' states, {names}, are not there: inner layers only feed the layer above.",
@@ -334,10 +342,13 @@ WORDS: dict[str, Words] = {
     ),
     "padding": Words(
         "The layer does not know: it computes padded steps like all others, and {name} is the state "
-        "after them. After pack_padded_sequence, {name} is the state after each sequence's own end. Here "
-        "the last sequence ends one step early:",
+        "after them. Forward outputs are right up to the end: the last valid one of sequence b is {valid}. "
+        "After pack_padded_sequence, {name} is the state after each sequence's own end, and the reverse "
+        "direction begins there. Here the last sequence ends one step early:",
         "层并不知道：填充的步和其他步一样计算，{name} 是走完它们之后的状态。"
-        "用 pack_padded_sequence 打包后，{name} 是每条序列自己结束时的状态。这里让最后一条早一步结束：",
+        "正向的输出在序列结束之前都是对的：序列 b "
+        "的最后一个有效输出是 {valid}。用 pack_padded_sequence 打包后，{name} 是每条序列自己结束时的状态，"
+        "反向也从那里开始。这里让最后一条早一步结束：",
     ),
     "initial-one": Words(
         "hx, shaped like {names}. Left out, it is {value}.", "hx，形状与 {names} 相同。不给时是{value}。"
@@ -381,13 +392,31 @@ WORDS: dict[str, Words] = {
         "proj_size={P}：{narrow} 的宽度是 {P}，{wide} 仍是 {H}。",
     ),
     "biases one": Words(
-        "The two biases of each gate, b and d, meet in one sum: moving d into b changes nothing.",
-        "每个门的两个偏置 b 和 d 加在同一个和里：把 d 并入 b 不改变任何结果。",
+        "There are two biases because torch.nn and cuDNN keep one beside W and one beside R. The two of each "
+        "gate, b and d, meet in one sum: moving d into b changes nothing.",
+        "有两个偏置，是因为 torch.nn 和 cuDNN 给 W 和 R 各配一个。每个门的 b 和 d 加在同一个和里：把 d "
+        "并入 b "
+        "不改变任何结果。",
     ),
     "biases apart": Words(
         "The two biases b and d are not redundant for {gates}: there they are not in the same sum (see the "
         "equations), so moving d into b changes the result.",
         "对 {gates} 来说两个偏置 b 和 d 并不重复：它们不在同一个和里（见公式），把 d 并入 b 会改变结果。",
+    ),
+    "variant gru": Words(
+        "r acts after the product: r ⊙ (R_n h + d_n). In the other published version, "
+        "cellfuse.cells.gru_reset_before, it acts before: R_n (r ⊙ h) + d_n. With the same weights the "
+        "results differ.",
+        "r 作用在乘积之后：r ⊙ (R_n h + d_n)。另一个发表过的版本 cellfuse.cells.gru_reset_before "
+        "中它作用在乘积"
+        "之前：R_n (r ⊙ h) + d_n。权重相同，结果不同。",
+    ),
+    "variant gru_reset_before": Words(
+        "r acts before the product: R_n (r ⊙ h) + d_n. torch.nn.GRU, cuDNN and cellfuse.GRU let it act "
+        "after: "
+        "r ⊙ (R_n h + d_n). With the same weights the results differ.",
+        "r 作用在乘积之前：R_n (r ⊙ h) + d_n。torch.nn.GRU、cuDNN 和 cellfuse.GRU 中它作用在乘积之后："
+        "r ⊙ (R_n h + d_n)。权重相同，结果不同。",
     ),
     "dropout nowhere": Words(
         "dropout acts between layers, never behind the last one. With one layer there is no such place, so "
@@ -458,6 +487,26 @@ WORDS: dict[str, Words] = {
         "layer below.",
         "依次：每步要等前一步；双向时还要等下面一层的所有步。",
     ),
+    "memory": Words(
+        "Memory in training, measured here: {kept} bytes are kept for the backward pass besides parameters "
+        "and input, {each} for each time step of a sequence; with output and last states {alive}. It "
+        "depends on the processor and on what runs the layer.",
+        "训练占用的内存（在这里实测）：除参数和输入外，为反向传播保留 {kept} 字节，每条序列每个时间步 "
+        "{each} 字节；"
+        "加上 output 和最后状态共 {alive} 字节。它取决于处理器和运行这一层的后端。",
+    ),
+    "memory large": Words(
+        "Memory in training is not measured at this size; it grows with T and B, so explain a shorter "
+        "sequence.",
+        "这样的尺寸不实测训练占用的内存；它与 T 和 B 成正比，可以解释一条较短的序列。",
+    ),
+    # while it takes long
+    "progress step": Words(
+        "explain: time step {done} of {total} …", "explain：第 {done} / {total} 个时间步 …"
+    ),
+    "progress statement": Words(
+        "explain: statement {done} of {total} …", "explain：检验第 {done} / {total} 个结论 …"
+    ),
     # pictures
     "picture cell": Words("One time step of {cell}", "{cell} 的一个时间步"),
     "picture cell text": Words(
@@ -473,6 +522,16 @@ WORDS: dict[str, Words] = {
         "Thick: the way of a state through the step that meets no matrix.",
         "粗线：状态穿过这一步、不经过任何矩阵的路径。",
     ),
+    "legend letters": Words("{letters}.", "{letters}。"),
+    "legend biases one": Words(
+        "b and d of a box are added: two because torch.nn and cuDNN keep two; one would do.",
+        "方框里 b 和 d 相加：有两个只因 torch.nn 和 cuDNN 都这样；一个就够。",
+    ),
+    "legend biases apart": Words(
+        "b and d of {gates} are in different boxes: both are needed.",
+        "{gates} 的 b 和 d 不在同一个方框里：两个都需要。",
+    ),
+    "legend deviation": Words("Not as in the paper: {text}.", "与原文不同：{text}。"),
     "legend step": Words(
         "Boxes with rows hold weights; every time step uses the same ones.",
         "标有行号的方框含权重；所有时间步共用。",
@@ -522,6 +581,18 @@ WORDS: dict[str, Words] = {
     "legend dashed": Words(
         "Dashed, ←: reverse direction, from t={last} to t=0; its last state leaves at t=0.",
         "虚线，←：反向，从 t={last} 到 t=0；它的最后状态在 t=0 处离开。",
+    ),
+    "legend ends": Words(
+        "Orange: output, the last layer at every t. Right: last states of every layer and direction.",
+        "橙框：output，最后一层的每个 t。右侧：每层、每个方向的最后状态。",
+    ),
+    "legend dropout between": Words(
+        "dropout acts between layers only, in training: not on output, not on the states.",
+        "dropout 只作用在层与层之间，只在训练时：不作用于 output，也不作用于状态。",
+    ),
+    "legend dropout nowhere": Words(
+        "dropout acts between layers: with one layer it has no place and does nothing.",
+        "dropout 作用在层与层之间：只有一层时没有位置，不起作用。",
     ),
     "legend k": Words("k = layer · {D} + direction.", "k = 层号 · {D} + 方向。"),
     "picture gates": Words("{title}: values over time on {what}", "{title}：在{what}上各时间步的数值"),

@@ -75,7 +75,7 @@ def why_rather_not(case: Case) -> str:
     if case.batch_sizes is not None or aten.why_not(case) or not torch.backends.mkldnn.is_available():
         return ""
     if precision != torch.float32:
-        return "oneDNN's LSTM, which torch calls, is faster in low precision; backend='cpu' runs ours"
+        return low_precision.why_rather_not_lstm(case)
     batch = case.states[0].shape[1]
     if batch == 1 and case.hidden_size >= 128 and torch.get_num_threads() == 1:
         return ""

@@ -54,8 +54,9 @@ def why_not(case: Case) -> str:
 def why_rather_not(case: Case) -> str:
     """Why products in the low precision are quicker than the kernels' float32; empty if they are not.
 
-    Measured on a Xeon with AMX, one thread, bfloat16, torch's time over ours: 0.4 to 0.9 with 2 time steps
-    or 1; from 4 to 16 sequences of 256 units 1.2 to 4; with 32 of 512 units 0.6 to 0.9.
+    Measured on a Xeon with AMX, one thread, bfloat16, torch's time over ours, GRU and RNN: 0.4 to 0.9 with 2
+    time steps or 1; from 4 to 16 sequences of 256 units 1.2 to 4; with 32 of 256 units 0.8 to 1.2 without and
+    1.2 with gradients; with 32 of 512 units 0.6 to 0.9.
     """
     if torch.compiler.is_compiling() or not is_quick_in(precision(case)):
         return ""  # compiled, the other ways are unrolled over the time steps
@@ -63,9 +64,24 @@ def why_rather_not(case: Case) -> str:
     batch = case.states[0].shape[1]
     if steps <= FEW_STEPS:
         return f"to bring the weights to float32 takes longer than {FEW_STEPS} time steps"
-    if case.hidden_size >= 256 and batch * case.hidden_size >= 8192:
+    if case.hidden_size >= 256 and batch * case.hidden_size >= (16384 if _is_training(case) else 8192):
         return f"this processor's matrix unit multiplies {precision(case)} several times as fast as float32"
     return ""
+
+
+def why_rather_not_lstm(case: Case) -> str:
+    """Why oneDNN's LSTM is the better choice in the low precision; empty if it is not.
+
+    Measured as above with 1 or 2 sequences: 0.35 to 0.5 without gradients, 0.8 to 0.9 with them and 64 or 128
+    units, 1.2 to 2.7 with 256 or 512.
+    """
+    if _is_training(case) and case.states[0].shape[1] <= 2 and case.hidden_size >= 256:
+        return ""
+    return "oneDNN's LSTM, which torch calls, is faster in low precision; backend='cpu' runs ours"
+
+
+def _is_training(case: Case) -> bool:
+    return torch.is_grad_enabled() and any(value.requires_grad for _, value in case.tensors())
 
 
 def _casts_all(case: Case) -> bool:

@@ -5,7 +5,8 @@ For any cell, size and number format. No autograd here: see `op`. It runs wherev
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -14,13 +15,16 @@ from torch import Tensor
 from cellfuse.cell import Cell
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.codegen.cuda.kernel import Launcher
+from cellfuse.codegen.cuda.launches import Multiplication, Pointwise
 from cellfuse.codegen.cuda.layout import cuda_layout
-from cellfuse.codegen.cuda.pointwise import LARGE, Multiplication, Pointwise, pointwise
+from cellfuse.codegen.cuda.pointwise import LARGE, pointwise
 from cellfuse.codegen.lower import lower
 from cellfuse.codegen.program import Place
+from cellfuse.runtime import graphs
 from cellfuse.runtime.case import Weights
 from cellfuse.runtime.columns import Columns
 from cellfuse.runtime.fused import Kept
+from cellfuse.runtime.graphs import Graphs
 from cellfuse.runtime.precision import is_tf32, matmul_in
 from cellfuse.runtime.times import Times
 
@@ -41,11 +45,18 @@ class Memory:
         tensors: by the name of the kernel's parameter.
         slabs: of each state [T + 1, B, width], the initial one at the end that is computed first.
         matrices: for each launch, for each of its products.
+        is_fixed: whether a graph reads and writes it, so that every call has to put its values there and
+            to copy what it gives away.
     """
 
     tensors: dict[str, Tensor]
     slabs: list[Tensor]
     matrices: list[list[Tensor]] = field(default_factory=list)
+    is_fixed: bool = False
+
+    def given_away(self, value: Tensor) -> Tensor:
+        """A tensor of this memory for the caller."""
+        return value.clone() if self.is_fixed else value
 
 
 class PerStep:
@@ -74,6 +85,7 @@ class PerStep:
         self.columns = Columns(cell, self.layout)
         self.shapes = [leaf.shape for leaf in self.program.step.of_role("state")]
         self.widths = [self.layout.width(shape) for shape in self.shapes]
+        self.graphs: Graphs[Memory] = Graphs()
         self.pointwise: Pointwise = pointwise(self.layout, str(dtype).removeprefix("torch."))
 
     # memory
@@ -82,8 +94,8 @@ class PerStep:
         """Of the numbers in a buffer."""
         return self.dtype if name in LARGE else self.real
 
-    def memory(self, loop: str, times: Times, like: Tensor) -> Memory:
-        """Memory for one run of a loop over so many rows."""
+    def memory(self, loop: str, times: Times, like: Tensor, kept: Kept | None = None) -> Memory:
+        """Memory for one run of a loop over so many rows; what the forward loop left is taken as it is."""
         rows = {"time": int(times.starts[-1]), "batch": times.batch, "once": 1}
         tensors = {}
         others = [name for name in ("infer", "forward", "backward") if name != loop]
@@ -98,13 +110,56 @@ class PerStep:
             is_gradient = loop != "backward" and "gradient" in name
             if name == "states" or not stride or is_other or is_gradient or name in unread:
                 continue
+            if kept is not None and name in kept.buffers:
+                tensors[name] = kept.buffers[name]
+                continue
             tensors[name] = like.new_empty(rows[buffer.rows], stride, dtype=self.dtype_of(name))
         for k, width in enumerate(self.pointwise.results[loop]):
             tensors[f"results_{k}"] = like.new_empty(times.batch, width, dtype=self.dtype)
         if self.pointwise.gathered:
             tensors["gathered"] = like.new_empty(self.pointwise.gathered, times.batch, dtype=self.real)
+        if kept is not None:
+            return Memory(tensors, kept.slabs)
         slabs = [like.new_empty(times.steps + 1, times.batch, w, dtype=self.real) for w in self.widths]
         return Memory(tensors, slabs)
+
+    @contextmanager
+    def _ready(
+        self, loop: str, times: Times, like: Tensor, weights: Weights, kept: Kept | None = None
+    ) -> Iterator[tuple[Memory, Callable[[], None]]]:
+        """Memory that holds the weights and what was kept, and what runs the loop on it."""
+        key = self._key(loop, times, like)
+        if key is None or not self.graphs.is_worth(key):
+            memory = self.memory(loop, times, like, kept)
+            self.load_weights(memory, loop, weights)
+            yield memory, lambda: self.run(memory, loop, times)
+            return
+
+        def make() -> Memory:
+            memory = self.memory(loop, times, like)
+            memory.is_fixed = True
+            self.load_weights(memory, loop, weights)
+            return memory
+
+        with self.graphs.lock:
+            found = self.graphs.get(key, make, lambda memory: self.run(memory, loop, times))
+            memory = found.memory
+            self.load_weights(memory, loop, weights)
+            if kept is not None:
+                for name, value in kept.buffers.items():
+                    memory.tensors[name].copy_(value)
+                for slab, value in zip(memory.slabs, kept.slabs, strict=True):
+                    slab.copy_(value)
+            yield memory, found.replay
+
+    def _key(self, loop: str, times: Times, like: Tensor) -> Hashable:
+        """What a graph is for; None where there can be none."""
+        numbers = sum(self.layout.strides.values()) + sum(self.widths)
+        too_large = int(times.starts[-1]) * numbers * self.real.itemsize > graphs.LARGEST
+        if times.batch_sizes is not None or too_large or not graphs.can_capture(like.device):
+            return None
+        stream, tf32 = graphs.stream_of(like.device), is_tf32(self.cell)
+        return loop, times.steps, times.batch, times.is_reverse, stream, tf32
 
     def load_weights(self, memory: Memory, loop: str, weights: Weights) -> None:
         """Put the weights where the kernels and products read them."""
@@ -115,9 +170,16 @@ class PerStep:
         if columns.constants:
             values = [columns.leaf(weights, name).to(self.real) for name in columns.constants]
             torch.stack(values, out=tensors["constants"][0])
-        memory.matrices = [
+        made = [
             [self._matrix(one, weights) for one in launch.products] for launch in self.pointwise.loops[loop]
         ]
+        if not memory.is_fixed:
+            memory.matrices = made
+            return
+        memory.matrices = memory.matrices or [[torch.empty_like(value) for value in each] for each in made]
+        for to, each in zip(memory.matrices, made, strict=True):
+            for target, value in zip(to, each, strict=True):
+                target.copy_(value)
 
     def _matrix(self, one: Multiplication, weights: Weights) -> Tensor:
         """[in, out], or [N, in, out] by head: what an operand is multiplied with."""
@@ -210,28 +272,29 @@ class PerStep:
         self, x: Tensor, times: Times, states: list[Tensor], weights: Weights, keep: bool
     ) -> tuple[Tensor, list[Tensor], Kept | None]:
         loop = "forward" if keep else "infer"
-        memory = self.memory(loop, times, x)
-        self.load_weights(memory, loop, weights)
-        self._load_products(memory, x, weights)
-        for slab, state in zip(memory.slabs, states, strict=True):
-            # Sequences that end early begin their way back with the initial state.
-            is_joined_late = times.is_reverse and times.batch_sizes is not None
-            first = slab if is_joined_late else slab[-1 if times.is_reverse else 0]
-            first.copy_(state.expand_as(first))
-        self.run(memory, loop, times)
-        place = self.program.output
-        if place.buffer == "after":
-            output = self.of_rows(memory.slabs[place.column], times, "after").to(self.dtype)
-        else:
-            output = memory.tensors["output"]
-            output = output if times.batch_sizes is not None else output.view(times.steps, times.batch, -1)
-        output = output.contiguous()
-        finals = [_final(slab, times).to(self.dtype, copy=True) for slab in memory.slabs]
-        if not keep:
-            return output, finals, None
+        with self._ready(loop, times, x, weights) as (memory, run):
+            self._load_products(memory, x, weights)
+            for slab, state in zip(memory.slabs, states, strict=True):
+                # Sequences that end early begin their way back with the initial state.
+                is_joined_late = times.is_reverse and times.batch_sizes is not None
+                first = slab if is_joined_late else slab[-1 if times.is_reverse else 0]
+                first.copy_(state.expand_as(first))
+            run()
+            return self._made(memory, times, keep)
+
+    def _made(self, memory: Memory, times: Times, keep: bool) -> tuple[Tensor, list[Tensor], Kept | None]:
+        """What `forward` gives."""
+        place, finals = self.program.output, [_final(slab, times) for slab in memory.slabs]
+        finals = [final.to(self.dtype, copy=True) for final in finals]
         names = ["kept", "kept_numbers", "output"] + ["products"] * (not self.recompute)
-        kept = {name: memory.tensors[name] for name in names if name in memory.tensors}
-        return output, finals, Kept(memory.slabs, kept)
+        tensors = {name: memory.given_away(memory.tensors[name]) for name in names if name in memory.tensors}
+        slabs = [memory.given_away(slab) for slab in memory.slabs]
+        if place.buffer == "after":
+            output = self.of_rows(slabs[place.column], times, "after").to(self.dtype)
+        else:
+            output = tensors["output"]
+            output = output if times.batch_sizes is not None else output.view(times.steps, times.batch, -1)
+        return output.contiguous(), finals, Kept(slabs, tensors) if keep else None
 
     def _load_products(self, memory: Memory, x: Tensor, weights: Weights) -> None:
         """The input products of all time steps."""
@@ -278,18 +341,15 @@ class PerStep:
         state_gradients: list[Tensor],
         needs_x: bool,
     ) -> tuple[Tensor | None, list[Tensor], dict[str, Tensor]]:
-        memory = self.memory("backward", times, x)
-        tensors = memory.tensors
-        self.load_weights(memory, "backward", weights)
-        if self.recompute:
-            self._load_products(memory, x, weights)
-        tensors.update(kept.buffers)
-        memory.slabs = kept.slabs
-        tensors["output_gradient"].copy_(output_gradient.reshape(tensors["output_gradient"].shape))
-        for k, value in enumerate(state_gradients):
-            self.columns.column(tensors["carry"], Place("carry", k)).copy_(value)
-        self.run(memory, "backward", times)
-        return self._after(memory, x, times, weights, needs_x)
+        with self._ready("backward", times, x, weights, kept) as (memory, run):
+            tensors = memory.tensors
+            if self.recompute:
+                self._load_products(memory, x, weights)
+            tensors["output_gradient"].copy_(output_gradient.reshape(tensors["output_gradient"].shape))
+            for k, value in enumerate(state_gradients):
+                self.columns.column(tensors["carry"], Place("carry", k)).copy_(value)
+            run()
+            return self._after(memory, x, times, weights, needs_x)
 
     def _after(
         self, memory: Memory, x: Tensor, times: Times, weights: Weights, needs_x: bool
@@ -328,7 +388,7 @@ class PerStep:
                 sums[outer] = torch.mm(left.t(), right)
         found = columns.gradients(weights, sums)
         states = [
-            columns.column(tensors["carry"], Place("carry", k)).to(self.dtype).contiguous()
+            columns.column(tensors["carry"], Place("carry", k)).to(self.dtype, copy=True).contiguous()
             for k in range(len(self.shapes))
         ]
         return dx, states, {name: value.to(self.dtype) for name, value in found.items()}

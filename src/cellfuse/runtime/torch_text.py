@@ -192,6 +192,30 @@ def torch_function(graph: Graph) -> Callable[..., tuple[torch.Tensor, ...]]:
     return _compile(_source(graph, arguments, lambda expr, text, lines: None), graph.name)
 
 
+@lru_cache(maxsize=512)
+def stacked_function(graph: Graph) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """As `torch_function`, for D steps with weights of their own at once: every value has D in front.
+
+    Values are [D, B, H], matrices [D, H, H], blocks [D, N, K, K], parameters [D, 1, H] or [D, 1, 1].
+    """
+
+    def spell(expr: Expr, text: dict[Expr, str], lines: list[str]) -> str | None:
+        if expr.op not in _STACKED:
+            return None
+        lines.append(f"p{len(lines)} = {_STACKED[expr.op].format(*(text[arg] for arg in expr.args))}")
+        return lines[-1].split(" ", 1)[0]
+
+    arguments = list(_names(graph).values())
+    return _compile(_source(graph, arguments, spell), f"{graph.name}, stacked")
+
+
+# The operations whose usual spelling knows no further axis in front.
+_STACKED = {
+    "product": "torch.bmm({1}, {0}.mT)",
+    "blocks_product": "torch.einsum('dnij,dbnj->dbni', {0}, {1}.unflatten(-1, {0}.shape[1::2])).flatten(-2)",
+}
+
+
 def _join_products(
     graph: Graph,
 ) -> tuple[tuple[Product, ...], dict[Expr, tuple[int, int]], set[Expr]]:

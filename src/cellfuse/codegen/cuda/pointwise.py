@@ -7,11 +7,11 @@ stages without a product share one. Kernels know no time: they are given the row
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from cellfuse.codegen.cpu.layout import Layout
 from cellfuse.codegen.cuda.formats import MEMORY, NUMBERS, STORED
 from cellfuse.codegen.cuda.kernel import CudaKernel, Parameter
+from cellfuse.codegen.cuda.launches import Launch, Multiplication, Pointwise, groups
 from cellfuse.codegen.cuda.spell import PRELUDE, literal, spell
 from cellfuse.codegen.program import Loop, Map, Place, Product, Stage, arguments
 from cellfuse.codegen.schedule import REDUCTIONS
@@ -20,66 +20,6 @@ from cellfuse.graph.expr import Expr
 LOOPS = ("infer", "forward", "backward")
 # Buffers with a row per time step whose values may be stored in 16 bits; states and sums never are.
 LARGE = ("products", "kept", "output", "output_gradient", "gradients")
-
-
-@dataclass(frozen=True)
-class Multiplication:
-    """Values times a matrix that is put together from the step's matrices.
-
-    Attributes:
-        operand: its first column.
-        blocks: for each column of the operand, for each result: label of the matrix, whether it is
-            transposed.
-        results: how many, side by side.
-        axis: of each result.
-        is_by_head: the matrices are block-diagonal; results stand head by head, [N, rows, results * K].
-    """
-
-    operand: Place
-    blocks: tuple[tuple[tuple[str, bool], ...], ...]
-    axis: str
-    is_by_head: bool
-
-    @property
-    def results(self) -> int:
-        """How many values it makes."""
-        return len(self.blocks[0])
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Products, then one kernel.
-
-    Attributes:
-        products: the k-th writes the buffer results.k.
-        entry: of the kernel.
-        units: threads for each row; 0: a block for each row.
-    """
-
-    products: tuple[Multiplication, ...]
-    entry: str
-    units: int
-
-    def grid(self, rows: int, threads: int) -> tuple[int, int, int]:
-        """Blocks for so many rows."""
-        return (-(-rows * self.units // threads) if self.units else rows, 1, 1)
-
-
-@dataclass(frozen=True)
-class Pointwise:
-    """The kernels of a program.
-
-    Attributes:
-        kernel: all of them; its parameters are "rows" and the names in `parameters`.
-        loops: launches of a time step by the loop's name.
-        results: numbers in a row of each results.k, by loop.
-        gathered: numbers in a row of the buffer "gathered".
-    """
-
-    kernel: CudaKernel
-    loops: dict[str, tuple[Launch, ...]]
-    results: dict[str, tuple[int, ...]]
-    gathered: int
 
 
 def name_of(place: Place) -> str:
@@ -155,7 +95,7 @@ class _LoopText:
         self.bodies: list[tuple[str, str]] = []
         # Where the kernel finds each result of a product: (parameter, multiplication, which of its results)
         self.made: dict[Expr, list[tuple[int, Multiplication, int]]] = {}
-        for group in _groups(loop.stages):
+        for group in groups(loop.stages):
             products = self._multiplications(group[0])
             entry = f"{name}_{len(self.launches)}"
             units = self._units(group)
@@ -359,18 +299,6 @@ class _LoopText:
             "}",
             "__syncthreads();",
         ]
-
-
-def _groups(stages: tuple[Stage, ...]) -> list[list[Stage]]:
-    """Stages that share a kernel: a product starts a new one. Stages without work are left out."""
-    groups: list[list[Stage]] = []
-    for stage in stages:
-        if not (stage.scans or stage.numbers or stage.stores or stage.maps):
-            continue
-        if not groups or any(each.products for each in stage.maps):
-            groups.append([])
-        groups[-1].append(stage)
-    return groups
 
 
 def _join(op: str, left: str, right: str) -> str:
