@@ -138,38 +138,11 @@ def test_a_loop_that_does_not_fit_runs_step_by_step(device, monkeypatch):
 
 
 @emulated
-def test_a_batch_in_waves(device, monkeypatch):
-    """Where not all sequences find room at the same time, launches follow each other."""
-    few = Device(processors=2, shared_bytes=227 * 1024, has_clusters=True)
-    monkeypatch.setattr(cuda_step, "TIER", "grid")
-    monkeypatch.setattr(cuda_step, "device_of", lambda device: few)
-    launched = []
-    run = Emulated.launch
-
-    def launch(self, kernel, entry, grid, arguments, shared_bytes=None):
-        launched.append(grid[0])
-        run(self, kernel, entry, grid, arguments, shared_bytes)
-
-    monkeypatch.setattr(Emulated, "launch", launch)
-    ours, eager = pair("gru", 3, 40, dtype=torch.bfloat16)
-    eager.load_state_dict(ours.state_dict())
-    eager.double()
-    x = torch.randn(2, 37, 3, dtype=torch.bfloat16)
-    assert ours.plan(x).startswith("cuda, grid")
-    for a, b in zip(results(ours, x), results(eager, x.double()), strict=True):
-        assert_same(a, b, tolerance=0.06 * max(1.0, float(b.detach().abs().max())))
-    assert len(launched) >= 4
-    assert set(launched) == {2}
-
-
-@emulated
 def test_a_cluster_that_finds_no_room_is_passed_over(device, monkeypatch):
     monkeypatch.setattr(cuda_step, "TIER", "")
     monkeypatch.setattr(Emulated, "fits", lambda self, kernel, entry, blocks: kernel.cluster <= 8)
     layer = cf.cells.find("lstm").layer(3, 256, backend="cuda", dtype=torch.bfloat16)
-    plan = layer.plan(torch.randn(2, 4, 3, dtype=torch.bfloat16))
-    assert "a cluster of " in plan
-    assert "a cluster of 16" not in plan
+    assert "a cluster of 8 CTAs" in layer.plan(torch.randn(2, 4, 3, dtype=torch.bfloat16))
 
 
 @emulated

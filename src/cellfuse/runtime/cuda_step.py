@@ -10,7 +10,7 @@ import torch
 from cellfuse.cell import Cell
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.codegen.cuda.persistent import LOOPS, Persistent
-from cellfuse.codegen.cuda.spread import TIERS, Device, described, spread
+from cellfuse.codegen.cuda.spread import TIERS, Device, spread
 from cellfuse.codegen.cuda.step import step_functions, why_no_step
 from cellfuse.codegen.lower import lower
 from cellfuse.codegen.program import Program
@@ -90,26 +90,22 @@ def plan(want: Wanted, device: torch.device) -> Plan:
     launcher, found = launcher_of(device), {}
     for loop in LOOPS:
         ways = spread(step, loop, units, heads, want.precision, want.batch, at, want.tier)
-        found[loop] = next((one for one in ways if _has_room(one, want.batch, launcher, at)), None)
+        found[loop] = next((one for one in ways if _has_room(one, want.batch, launcher)), None)
     chosen = tuple((loop, one) for loop, one in found.items() if one is not None)
     # In float32 both ways leave the same for the backward loop.
     is_enough = "forward" in dict(chosen) and want.dtype == torch.float32
     if len(chosen) < len(LOOPS) and not is_enough:
         where = f"the {want.tier} tier" if want.tier else "registers and shared memory"
-        return Plan(
-            "per step", f"the recurrent weights in {want.precision} do not fit {where}, or not in time"
-        )
+        return Plan("per step", f"the recurrent weights in {want.precision} do not fit {where}")
     return Plan(TIERS[dict(chosen)["forward"].exchange], _described(dict(chosen)), chosen)
 
 
-def _has_room(one: Persistent, batch: int, launcher: Driver, device: Device) -> bool:
+def _has_room(one: Persistent, batch: int, launcher: Driver) -> bool:
     """Whether CTAs that wait for each other can run at the same time; compiles the kernel."""
     kernel = one.kernel()
     if one.cluster == 1 and not kernel.is_cooperative:
         return True
-    return launcher.fits(
-        kernel, kernel.entries[0], one.grid(min(batch, one.at_once(device.processors, batch)))[0]
-    )
+    return launcher.fits(kernel, kernel.entries[0], one.grid(batch)[0])
 
 
 def _why_per_step(want: Wanted) -> str:
@@ -124,10 +120,15 @@ def _program(want: Wanted) -> Program:
 
 def _described(spread: dict[str, Persistent]) -> str:
     parts = [
-        f"{described(spread[loop])} {loop}" if loop in spread else f"per step {loop}"
+        f"{_described_one(spread[loop])} {loop}" if loop in spread else f"per step {loop}"
         for loop in ("forward", "backward")
     ]
     return f"whole loop in one kernel, {spread['forward'].precision}, {'; '.join(parts)}"
+
+
+def _described_one(one: Persistent) -> str:
+    way = {"one CTA": "a CTA", "cluster": f"a cluster of {one.ctas} CTAs", "grid": f"{one.ctas} CTAs"}
+    return f"{way[TIERS[one.exchange]]} for {one.tile} sequences"
 
 
 def launcher_of(device: torch.device) -> Driver:
@@ -167,7 +168,7 @@ def runner(want: Wanted, device: torch.device) -> Runner:
     if not made.spread:
         return around
     step = dict(made.spread)["forward"].step
-    return WholeLoop(around, step, dict(made.spread), launcher_of(device), device_of(device).processors)
+    return WholeLoop(around, step, dict(made.spread), launcher_of(device))
 
 
 def clear() -> None:

@@ -32,19 +32,12 @@ class WholeLoop:
         step: its functions.
         spread: the kernel of each loop; in float32 a missing one runs step by step.
         launcher: of the device.
-        processors: of the device.
     """
 
     def __init__(
-        self,
-        around: PerStep,
-        step: Step,
-        spread: dict[str, Persistent],
-        launcher: Launcher,
-        processors: int,
+        self, around: PerStep, step: Step, spread: dict[str, Persistent], launcher: Launcher
     ) -> None:
         self.around, self.step, self.spread, self.launcher = around, step, spread, launcher
-        self.processors = processors
         self.cell: Cell = around.cell
         self.program, self.layout, self.columns = around.program, around.layout, around.columns
         self.dtype, self.sizes = around.dtype, around.layout.sizes
@@ -62,22 +55,15 @@ class WholeLoop:
 
     def _launch(self, loop: str, times: Times, tensors: dict[str, Tensor], like: Tensor) -> None:
         one, kernel = self.spread[loop], self.kernel(loop)
+        words, counters = one.exchange_words(times.steps, times.batch), one.counters(times.batch)
+        if words:
+            tensors["exchange"] = like.new_full((words,), -1, dtype=torch.int32)
+        if counters:
+            tensors["counters"] = like.new_zeros(counters, dtype=torch.int32)
         given = {name: value.data_ptr() for name, value in tensors.items()}
         given |= {"steps": times.steps, "batch": times.batch, "reversed": int(times.is_reverse)}
-        at_once = one.at_once(self.processors, times.batch)
-        for first in range(0, times.batch, at_once):
-            batch = min(at_once, times.batch - first)
-            words, counters = one.exchange_words(times.steps, batch), one.counters(batch)
-            # Kept in `tensors` until the launch is on its way.
-            if words:
-                tensors["exchange"] = like.new_full((words,), -1, dtype=torch.int32)
-                given["exchange"] = tensors["exchange"].data_ptr()
-            if counters:
-                tensors["counters"] = like.new_zeros(counters, dtype=torch.int32)
-                given["counters"] = tensors["counters"].data_ptr()
-            given["first"] = first
-            arguments = [given.get(parameter.name, 0) for parameter in kernel.parameters]
-            self.launcher.launch(kernel, kernel.entries[0], one.grid(batch), arguments)
+        arguments = [given.get(parameter.name, 0) for parameter in kernel.parameters]
+        self.launcher.launch(kernel, kernel.entries[0], one.grid(times.batch), arguments)
 
     def _weights(self, weights: Weights, times: Times, like: Tensor) -> dict[str, Tensor]:
         """What the kernels read besides the sequence, in float32."""

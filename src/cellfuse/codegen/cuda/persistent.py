@@ -86,7 +86,7 @@ def _product(rows: int, depth: int, tile: int, threads: int, precision: str, sca
             if splits != wanted:
                 continue
             product = Product(rows, depth, across, splits, parts, each * parts)
-            cycles = product_cycles(product, tile, warps, is_exact)
+            cycles = _cycles(product, tile, warps, is_exact)
             if not (scatters and splits == 1 and not is_exact):  # else no sums in shared memory
                 cycles += (
                     (SYNC if scatters else 0) + 2 * splits * tile * rows * 4 / SHARED_BANDWIDTH + 4 * splits
@@ -95,13 +95,13 @@ def _product(rows: int, depth: int, tile: int, threads: int, precision: str, sca
     return min(found, key=lambda option: option[:2])[2]
 
 
-# Cycles and bytes per cycle of an H100, as published or measured by others.
+# Cycles and bytes per cycle of an H100, as published or measured by others; see `plan.py`.
 SHARED_BANDWIDTH, SYNC = 128, 35
 MMA, MMA_LATENCY = 6.5, 33
 
 
-def product_cycles(product: Product, tile: int, warps: int, is_exact: bool) -> float:
-    """Of a product, without the sum over splits."""
+def _cycles(product: Product, tile: int, warps: int, is_exact: bool) -> float:
+    """The product without the sum over splits."""
     if is_exact:
         multiply_adds = product.weights * 4 * tile * warps / 4
         return max(multiply_adds, product.weights * _up(tile, 4) * warps)
@@ -291,17 +291,6 @@ class Persistent:
     def groups(self, batch: int) -> int:
         """How many groups so many sequences take."""
         return self.directions * self.heads * _up(batch, self.tile)
-
-    def groups_at_once(self, processors: int) -> int:
-        """How many groups a GPU runs at the same time; of the largest clusters some find no place."""
-        at_once = processors // self.ctas
-        return at_once - at_once // 8 if self.cluster == 16 else at_once
-
-    def at_once(self, processors: int, batch: int) -> int:
-        """Sequences of one launch: CTAs that wait for each other's memory must all be running."""
-        if self.exchange not in GRID_EXCHANGES:
-            return batch
-        return self.groups_at_once(processors) // (self.directions * self.heads) * self.tile
 
     def grid(self, batch: int) -> tuple[int, int, int]:
         """The grid of a launch for so many sequences."""
