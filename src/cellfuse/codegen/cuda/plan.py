@@ -1,6 +1,6 @@
 """How a cell's loop is spread over a GPU: which tier, how many CTAs, what is held where; with the reason.
 
-Tier a: the recurrent weights of one direction are held by one CTA, or by a cluster that exchanges by messages.
+Tier a: the recurrent weights of a direction are held by one CTA, or by a cluster that exchanges by messages.
 Tier b: they are spread over many CTAs that exchange through memory written once.
 Tier c: a product by cuBLAS and a kernel at each time step; for everything else.
 The choice is the least time that a model predicts. Its constants are published figures of an H100 and not
@@ -95,6 +95,7 @@ def plan(
     batch: int = 1,
     precision: str = "fp32",
     device: Device = H100,
+    exchange: str = "",
 ) -> Plan:
     """The plan for a program.
 
@@ -102,6 +103,7 @@ def plan(
         units: H / heads.
         directions: that run in one launch.
         precision: of the product's operands: "fp32", "tf32", "bf16", "fp16"; "fp64" is tier c.
+        exchange: of `persistent.EXCHANGES` if only this one is wanted, however long it takes.
     """
     if precision not in BYTES:
         return Plan("c", f"tier c: kernels of the whole loop have no {precision}")
@@ -114,11 +116,13 @@ def plan(
         return Plan("c", f"tier c: {problem}")
     found: list[tuple[float, int, Plan]] = []
     size = len(step.matrices) * units * units * BYTES[precision]
-    for ctas, exchange in _spreads(device, bool(step.matrices), units):
+    for ctas, way in _spreads(device, bool(step.matrices), units):
+        if exchange not in ("", way):
+            continue
         if size / ctas > device.shared_bytes + THREADS * 4 * (REGISTERS - REGISTERS_FOR_THE_REST):
             continue
         for tile in _tiles(precision, batch):
-            given = (units, heads, directions, precision, exchange, ctas, tile, THREADS)
+            given = (units, heads, directions, precision, way, ctas, tile, THREADS)
             try:
                 kernels = [
                     _fitted(Persistent(step, loop, *given), device) for loop in ("forward", "backward")
@@ -131,7 +135,7 @@ def plan(
                 continue
             waves = math.ceil(batch / at_once)
             times = tuple(waves * _microseconds(kernel, batch, device) for kernel in (forward, backward))
-            tier = "b" if exchange == "write_once" else "a"
+            tier = "b" if way == "write_once" else "a"
             made = Plan(tier, "", forward, backward, at_once, (times[0], times[1]))
             found.append((sum(times), ctas, made))
     if not found:
@@ -139,7 +143,7 @@ def plan(
     least = min(found, key=lambda option: option[:2])[0]
     # The model is no better than this, and fewer CTAs wait for each other less often than it says.
     best = min((o for o in found if o[0] <= 1.1 * least), key=lambda option: (option[1], option[0]))[2]
-    if sum(best.microseconds) >= sum(PER_STEP):
+    if sum(best.microseconds) >= sum(PER_STEP) and not exchange:
         guess = f"{sum(best.microseconds):.0f} us a step, cuBLAS and a kernel about {sum(PER_STEP):.0f}"
         return Plan("c", f"tier c: the weights fit, but H={units * heads}, B={batch} would take {guess}")
     return replace(best, reason=_reason(best, batch))
@@ -189,7 +193,7 @@ def registers(kernel: Persistent) -> int:
 
 
 def _fitted(kernel: Persistent, device: Device) -> Persistent | None:
-    """The kernel with as many weights in registers as fit, the others in shared memory; None if they do not."""
+    """The kernel with as many weights in registers as fit, the others in shared memory; None if too many."""
     without = replace(kernel, in_registers=0)
     held = min((REGISTERS - registers(without)) // 4, kernel.product.weights)
     if held < 0:
@@ -226,7 +230,8 @@ def _operand_bytes(kernel: Persistent) -> int:
 
 def _why_too_large(matrices: tuple[str, ...], units: int, precision: str, device: Device) -> str:
     size = len(matrices) * units * units * BYTES[precision]
-    there = f"{device.processors} CTAs hold about {device.processors * 224 // 1024} MB in registers and shared memory"
+    room = f"{device.processors * 224 // 1024} MB in registers and shared memory"
+    there = f"{device.processors} CTAs hold about {room}"
     return (
         f"H={units} in {precision} has {_bytes(size)} of recurrent weights or too large an operand; {there}"
     )
