@@ -38,7 +38,7 @@ def test_the_comparison_finds_what_is_not_a_number_and_what_is_off():
 def test_which_cells_have_kernels_of_the_whole_loop():
     assert set(WHOLE_LOOP) == {
         *("rnn", "rnn_relu", "gru", "lstm", "coupled_lstm", "lstm_without_forget", "peephole_lstm"),
-        *("ran", "ugrnn", "slstm", "indrnn", "mingru", "leaky"),
+        *("ran", "ugrnn", "slstm", "indrnn", "mingru", "minlstm", "qrnn", "sru", "leaky"),
     }
 
 
@@ -69,7 +69,7 @@ def test_without_a_kept_value_the_product_would_be_needed_again():
 @pytest.mark.parametrize("name", WHOLE_LOOP)
 def test_every_cell_alone_and_in_a_cluster(name):
     heads = 2 if CELLS[name].recurrence == "blocks" else 1
-    has_product = name not in ("indrnn", "mingru")
+    has_product = bool(step_functions(lower(CELLS[name].step), 8).matrices)
     check(name, 13, ("infer", "forward", "backward"), steps=4, batch=3, heads=heads)
     exchange = "messages" if has_product else "none"
     check(name, 20, steps=5, batch=5, heads=heads, exchange=exchange, ctas=3, tile=2, directions=2)

@@ -86,7 +86,7 @@ def _product(rows: int, depth: int, tile: int, threads: int, precision: str, sca
             if splits != wanted:
                 continue
             product = Product(rows, depth, across, splits, parts, each * parts)
-            cycles = _cycles(product, tile, warps, is_exact)
+            cycles = product_cycles(product, tile, warps, is_exact)
             if not (scatters and splits == 1 and not is_exact):  # else no sums in shared memory
                 cycles += (
                     (SYNC if scatters else 0) + 2 * splits * tile * rows * 4 / SHARED_BANDWIDTH + 4 * splits
@@ -100,8 +100,8 @@ SHARED_BANDWIDTH, SYNC = 128, 35
 MMA, MMA_LATENCY = 6.5, 33
 
 
-def _cycles(product: Product, tile: int, warps: int, is_exact: bool) -> float:
-    """The product without the sum over splits."""
+def product_cycles(product: Product, tile: int, warps: int, is_exact: bool) -> float:
+    """Of a product, without the sum over splits."""
     if is_exact:
         multiply_adds = product.weights * 4 * tile * warps / 4
         return max(multiply_adds, product.weights * _up(tile, 4) * warps)

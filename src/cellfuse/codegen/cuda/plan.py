@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from cellfuse.codegen.cuda.persistent import SHARED_BANDWIDTH, SYNC, Persistent, _cycles
+from cellfuse.codegen.cuda.persistent import SHARED_BANDWIDTH, SYNC, Persistent, product_cycles
 from cellfuse.codegen.cuda.step import step_functions, why_no_step
 from cellfuse.codegen.program import Program
 
@@ -209,7 +209,7 @@ def _microseconds(kernel: Persistent, batch: int, device: Device) -> float:
     cell = (POINTWISE_BACK if kernel.is_backward else POINTWISE) * kernel.constants["ITEMS"]
     if not kernel.step.matrices:
         return (cell + 100) / CLOCK
-    cycles = _cycles(product, tile, warps, is_exact) + cell + 2 * SYNC
+    cycles = product_cycles(product, tile, warps, is_exact) + cell + 2 * SYNC
     cycles += (product.weights - kernel.held) * kernel.threads * 16 / SHARED_BANDWIDTH
     if not kernel.is_direct:
         cycles += 2 * product.splits * tile * product.rows * 4 / SHARED_BANDWIDTH + 60
