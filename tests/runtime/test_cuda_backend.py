@@ -7,7 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import cellfuse as cf
 from cellfuse.codegen.cuda.plan import H100, Device
 from cellfuse.errors import BackendError
-from cellfuse.runtime import cuda, cuda_driver, cuda_step, library, precision
+from cellfuse.runtime import cuda, cuda_driver, cuda_step, precision
 from compare import OPTIONS, assert_same
 from gpu.emulator.launcher import WHY_NOT, Emulator
 
@@ -30,8 +30,6 @@ def device(monkeypatch):
     monkeypatch.setattr(cuda_step, "launcher_of", lambda device: Emulated())
     monkeypatch.setattr(cuda_step, "device_of", lambda device: H100)
     monkeypatch.setattr(cuda_step, "TIER", "per step")
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(library, "fused_step", lambda *given: cuda_step.per_step(*given, cpu))
     yield
     cuda_step.clear()
 
