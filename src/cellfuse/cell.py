@@ -6,6 +6,7 @@ has its check and its advice here, where the cell is defined.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import numbers
 import sys
@@ -20,6 +21,7 @@ from cellfuse.errors import CellError, ShapeError, TraceError
 from cellfuse.graph.expr import Expr, leaf, node, order
 from cellfuse.graph.graph import Graph
 from cellfuse.graph.ops import BLOCKS, Shape
+from cellfuse.graph.show import show
 from cellfuse.graph.simplify import simplify
 from cellfuse.graph.trace import Symbol, expr_of, refuse, run
 
@@ -135,6 +137,19 @@ class Cell:
         return tuple(gate for gate in self.gates if f"R_{gate}" in used)
 
     @cached_property
+    def reference(self) -> str:
+        """A text for programs of torch: where the cell is found, and what it means."""
+        module, name = self.function.__module__, self.function.__qualname__
+        is_there = module in sys.modules and _look_up(module, name) is self
+        return f"{module}:{name}:{self._meaning}" if is_there else f":#{self.number}:{self._meaning}"
+
+    @cached_property
+    def _meaning(self) -> str:
+        facts = (self.gates, self.states, self.recurrence, self.biases, sorted(self.parameters))
+        text = f"{facts} {self.projected} {show(self.step)} {show(self.step_without_bias)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
     def output_is_a_state(self) -> bool:
         """Whether the output is the new value of one of the states."""
         output, *states = self.step.results
@@ -172,15 +187,36 @@ class Cell:
 _factories: dict[str, Callable] = {}
 
 
-# Every cell of this process by `cell.number`: operators of torch take numbers, not objects.
+# Every cell of this process by `cell.number`.
 _numbered: list[weakref.ref[Cell]] = []
 
 
-def cell_of_number(number: int) -> Cell:
-    """The cell with this number in this process."""
-    found = _numbered[number]()
-    if found is None:
-        raise CellError(f"cell number {number} does not exist any more")
+def cell_of_reference(reference: str) -> Cell:
+    """The cell with this `Cell.reference`, which may come from a file that another process wrote.
+
+    Raises:
+        CellError: there is none here, or it computes something else.
+    """
+    place, _, meaning = reference.rpartition(":")
+    module, _, name = place.partition(":")
+    if module:
+        if module.startswith("cellfuse.cells."):
+            __import__(module)
+        found = _look_up(module, name)  # a module that is not there is not imported for a file's sake
+    else:
+        number = int(name.removeprefix("#"))
+        found = _numbered[number]() if number < len(_numbered) else None
+    if not isinstance(found, Cell):
+        where = f"{module}.{name}" if module else "a cell that no module holds"
+        raise CellError(
+            f"{where} is not here. Import the module that defines it before the program is loaded; "
+            "in another process only a cell at the top level of a module, under its own name, is found."
+        )
+    if found._meaning != meaning:
+        raise CellError(
+            f"{found.name} is not the cell that the program was made with: its equation or the order of its "
+            "gates is another. Make the program again."
+        )
     return found
 
 

@@ -30,6 +30,7 @@ class Case:
     in_registers: int = 32
     lengths: tuple[int, ...] = ()
     is_reversed: bool = False
+    at_once: int = 0  # sequences of a launch; 0: all
     seed: int = 0
 
     def __str__(self):
@@ -134,8 +135,14 @@ class _Run:
     def launch(self, loop, **changes):
         case = self.case
         p = self.kernel(loop, **changes)
-        words = p.exchange_words(case.steps, case.batch)
-        counters = np.zeros(p.counters(case.batch) + 1, np.uint32)
+        at_once = case.at_once or case.batch
+        for first in range(0, case.batch, at_once):
+            self.launch_some(p, first, min(at_once, case.batch - first))
+
+    def launch_some(self, p, first, batch):
+        case = self.case
+        words = p.exchange_words(case.steps, batch)
+        counters = np.zeros(p.counters(batch) + 1, np.uint32)
         # A 16-byte boundary, as every allocation of a device has.
         given = {name: array.ctypes.data for name, array in self.arrays.items()}
         whole = np.full(words + 68, 0xFFFFFFFF, np.uint32)
@@ -143,11 +150,11 @@ class _Run:
         whole[offset + words :] = 0x12345678
         given |= {"exchange": whole[offset:].ctypes.data, "counters": counters.ctypes.data}
         given |= {"lengths": self.lengths.ctypes.data if case.lengths else 0}
-        given |= {"steps": case.steps, "batch": case.batch, "reversed": self.reversed}
+        given |= {"steps": case.steps, "batch": case.batch, "first": first, "reversed": self.reversed}
         kernel = p.kernel()
         object.__setattr__(kernel, "text", self.mutate(kernel.text))
         arguments = [given.get(parameter.name, 0) for parameter in kernel.parameters]
-        Emulator(self.schedule).launch(kernel, kernel.entries[0], p.grid(case.batch), arguments)
+        Emulator(self.schedule).launch(kernel, kernel.entries[0], p.grid(batch), arguments)
         assert (whole[offset + words :] == 0x12345678).all(), "written behind the exchange"
         self.memory.check()
 

@@ -38,7 +38,7 @@ def test_the_comparison_finds_what_is_not_a_number_and_what_is_off():
 def test_which_cells_have_kernels_of_the_whole_loop():
     assert set(WHOLE_LOOP) == {
         *("rnn", "rnn_relu", "gru", "lstm", "coupled_lstm", "lstm_without_forget", "peephole_lstm"),
-        *("ran", "ugrnn", "slstm", "indrnn", "mingru", "leaky"),
+        *("ran", "ugrnn", "slstm", "indrnn", "mingru", "minlstm", "qrnn", "sru", "leaky"),
     }
 
 
@@ -69,7 +69,7 @@ def test_without_a_kept_value_the_product_would_be_needed_again():
 @pytest.mark.parametrize("name", WHOLE_LOOP)
 def test_every_cell_alone_and_in_a_cluster(name):
     heads = 2 if CELLS[name].recurrence == "blocks" else 1
-    has_product = name not in ("indrnn", "mingru")
+    has_product = bool(step_functions(lower(CELLS[name].step), 8).matrices)
     check(name, 13, ("infer", "forward", "backward"), steps=4, batch=3, heads=heads)
     exchange = "messages" if has_product else "none"
     check(name, 20, steps=5, batch=5, heads=heads, exchange=exchange, ctas=3, tile=2, directions=2)
@@ -103,6 +103,11 @@ def test_exchanges_in_float32(exchange, name, units, how):
 )
 def test_tensor_cores(precision, name, units, how):
     check(name, units, precision=precision, **({"tile": 8} | how))
+
+
+@pytest.mark.parametrize("exchange", ["messages", "write_once"])
+def test_a_batch_in_several_launches(exchange):
+    check("gru", 12, batch=7, at_once=4, exchange=exchange, ctas=3, directions=2)
 
 
 @pytest.mark.parametrize("exchange", ["cluster_barrier", "counter"])
@@ -207,11 +212,15 @@ BUGS = {
         "split < SPLITS - 1; split++) total +=",
     ),
     "rows of a fragment swapped": ("tensor", "lane / 4 + (j & 1) * 8;", "lane / 4 + (j >> 1) * 8;"),
-    "columns of a fragment swapped": ("tensor", "from[4];", "from[1];"),
+    "columns of a fragment swapped": (
+        "tensor",
+        "* 16 + q * 4 + part % 2 * 2 + half",
+        "* 16 + q * 4 + half * 2 + part % 2",
+    ),
     "accumulators swapped": (
         "tensor",
-        "tile * 16 + lane / 4 + (j >> 1) * 8]",
-        "tile * 16 + lane / 4 + (j & 1) * 8]",
+        "* 16 + (j >> 1) * 8 + (n * 8 + (j & 1))",
+        "* 16 + (j & 1) * 8 + (n * 8 + (j >> 1))",
     ),
     "a half too far": ("tensor", "* 16 + half * 8 + lane / 4", "* 16 + lane / 4"),
 }

@@ -99,17 +99,27 @@ def test_long_sequences_compile_quickly_and_once(name, training):
 
 
 def test_where_the_steps_are_unrolled_is_said():
-    x = torch.randn(3, 2, 3)
+    layer = cf.GRU(3, 4, backend="cpu", device="meta")
     with pytest.raises(Exception, match="unrolled"):
-        torch.export.export(cf.GRU(3, 4, backend="cpu"), (x,))
-    again = cf.GRU(3, 4, backend="cpu", recompute=True)
-    with pytest.raises(Exception, match="unrolled"):
-        torch.compile(again, backend="eager", fullgraph=True)(x)
+        torch.compile(layer, backend="eager", fullgraph=True)(torch.randn(3, 2, 3, device="meta"))
+
+
+@pytest.mark.parametrize("options", [{"recompute": True}, {"bias": False, "batch_first": True}], ids=str)
+def test_options_are_compiled_without_unrolling(options):
+    layer, graphs = cf.GRU(3, 4, backend="cpu", **options), []
+
+    def backend(graph, inputs):
+        graphs.append(len(graph.graph.nodes))
+        return graph
+
+    x = torch.randn(70, 2, 3)
+    torch.testing.assert_close(torch.compile(layer, backend=backend, fullgraph=True)(x)[0], layer(x)[0])
+    assert graphs[0] < 70
 
 
 @torch.no_grad()
 def test_packed_sequences_run_between_graphs():
-    """As with torch's layers, fullgraph=True is not possible."""
+    """Unless the number of sequences is known: see tests/runtime/test_transforms.py."""
     packed = pack_padded_sequence(torch.randn(3, 2, 3), torch.tensor([3, 2]))
     layer = cf.GRU(3, 4)
     got = torch.compile(layer, backend="eager")(packed)[0]

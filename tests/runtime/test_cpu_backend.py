@@ -116,10 +116,6 @@ def reason(layer, *args):
 def test_what_it_refuses_is_said_and_never_swapped():
     layer, x = cf.GRU(3, 4, backend="cpu"), torch.randn(5, 2, 3)
     assert reason(layer, x) == ""
-    with pytest.raises(cf.errors.BackendError, match=r"torch\.func"):
-        torch.func.grad(lambda v: layer(v)[0].sum())(x)
-    with pytest.raises(cf.errors.BackendError, match=r"torch\.func"):
-        torch.func.vmap(lambda v: layer(v)[0])(torch.stack([x, x]))
     with torch.autograd.forward_ad.dual_level():
         assert "forward-mode" in reason(layer, x)
     meta = cf.GRU(3, 4, device="meta")
@@ -191,19 +187,6 @@ def test_compiled_it_is_one_node_for_every_length(name):
     nodes = [node.target for node in graphs[0].graph.nodes if node.target is library.forward]
     assert len(nodes) == 4
     assert len(graphs) == 1
-
-
-def test_operators_pass_torchs_own_checks():
-    layer = cf.GRU(3, 4, dtype=torch.float64)
-    weights = {name: value.detach() for name, value in layer._weights(layer._blocks()[0]).items()}
-    x, h = torch.randn(5, 2, 3, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
-    fixed = (list(weights), layer.cell.number, True, [4, 0, 1], False)
-    values = [value.requires_grad_() for value in weights.values()]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.library.opcheck(library.forward, (x.requires_grad_(), [h], values, *fixed, False))
-    with pytest.raises(cf.errors.BackendError, match=r"torch\.func"):
-        torch.func.grad(lambda v: library.forward(v, [h], values, *fixed, False)[0].sum())(x)
 
 
 def test_a_sequence_of_one_step_and_one_unit():

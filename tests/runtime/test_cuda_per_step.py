@@ -7,6 +7,7 @@ import torch
 import cellfuse as cf
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.runtime import graphs, op
+from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.eager import run_direction
 from cellfuse.runtime.per_step import PerStep
 from cellfuse.runtime.times import Times
@@ -44,6 +45,13 @@ class NaNs(PerStep):
         return made
 
 
+class OnEmulator(Direction):
+    """With `made` as its runner."""
+
+    def runner(self, x, batch, is_operator):
+        return self.made
+
+
 def compare(
     name, dtype, lengths=(3, 3), H=5, is_reverse=False, *, bias=True, recompute=False, factor=1, fused=None
 ):
@@ -66,13 +74,13 @@ def compare(
     wanted = torch.autograd.grad((want, *finals), leaves, grads, allow_unused=True, materialize_grads=True)
     sizes = Sizes(H, layer.proj_size, layer.num_heads)
     fused = fused or NaNs(cell, bias, sizes, dtype, Emulator(), recompute)
-    call = op.Call(fused, case, times, tuple(weights))
+    direction = OnEmulator(cell, sizes, bias, is_reverse, recompute, tuple(weights))
+    object.__setattr__(direction, "made", fused)
     low = [v.detach().to(dtype) for v in leaves]
-    count = 1 + len(states)
     with torch.no_grad():
-        inferred, states2 = op.run(call, low[0], low[1:count], low[count:])
+        inferred, *states2 = op.run(direction, low, times.batch_sizes)
     low = [v.requires_grad_() for v in low]
-    got, finals2 = op.run(call, low[0], low[1:count], low[count:])
+    got, *finals2 = op.run(direction, low, times.batch_sizes)
     found = torch.autograd.grad(
         (got, *finals2), low, [g.to(dtype) for g in grads], allow_unused=True, materialize_grads=True
     )

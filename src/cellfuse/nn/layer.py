@@ -122,7 +122,8 @@ class Layer(nn.RNNBase):
         """Make what torch.compile and export could not make inside `forward`; without effect if made."""
         self._blocks()
         torch_step(self.cell.step if self.bias else self.cell.step_without_bias)
-        _ = self.cell.input_gates, self.cell.recurrent_gates  # kept by the cell, under a lock
+        cell = self.cell
+        _ = cell.input_gates, cell.recurrent_gates, cell.reference  # kept by the cell, under a lock
 
     # Plain nn.Module behaviour: weights are read by name at every call, so nothing is cached that
     # could go stale under .to(), functional_call, parametrize or DataParallel.
@@ -309,8 +310,7 @@ class Layer(nn.RNNBase):
     def _forward_packed(self, packed: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         self._check_input(input, is_packed=True)
-        arguments.check_batch_sizes(batch_sizes, input)
-        batch_size = int(batch_sizes[0])
+        batch_size = _batch_of(packed, hx)
         if hx is None:
             states = self.initial_states(batch_size, input)
         else:
@@ -457,6 +457,17 @@ class Layer(nn.RNNBase):
 
 # The names torch.nn gives its modes; some code reads `layer.mode`.
 _MODES = {"rnn": "RNN_TANH", "rnn_relu": "RNN_RELU", "projected_lstm": "LSTM"}
+
+
+def _batch_of(packed: PackedSequence, hx: Any) -> int:
+    """B. torch.compile cannot look into the lengths, which there the kernel checks."""
+    if not torch.compiler.is_compiling():
+        arguments.check_batch_sizes(packed.batch_sizes, packed.data)
+    elif packed.sorted_indices is not None:
+        return packed.sorted_indices.shape[0]
+    elif hx is not None:
+        return (hx if isinstance(hx, Tensor) else hx[0]).shape[1]
+    return int(packed.batch_sizes[0])
 
 
 def _take(state: Tensor, indices: Tensor | None) -> Tensor:

@@ -8,12 +8,13 @@ cells that torch has to cuDNN.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from cellfuse.codegen.cpu.layout import Sizes
-from cellfuse.runtime import aten, cuda_driver, cuda_step, eager, library, op
+from cellfuse.runtime import aten, cuda_driver, cuda_step, eager, op
 from cellfuse.runtime.case import Case, Result
 from cellfuse.runtime.per_step import REAL
 from cellfuse.runtime.private import (
@@ -22,7 +23,6 @@ from cellfuse.runtime.private import (
     is_functorch_active,
 )
 from cellfuse.runtime.stack import run_stack
-from cellfuse.runtime.times import times_of
 
 # Where the kernels run.
 DEVICE = "cuda"
@@ -108,12 +108,9 @@ def plan(case: Case) -> cuda_step.Plan:
     if case.must_recompute:
         return cuda_step.Plan("per step", "recompute=True: it alone can make the values again")
     dtype = eager.autocast_dtype(case) or case.input.dtype
-    return cuda_step.plan(_wanted(case, dtype, case.states[0].shape[1]), case.input.device)
-
-
-def _wanted(case: Case, dtype: torch.dtype, batch: int) -> cuda_step.Wanted:
     sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
-    return cuda_step.wanted(case.cell, case.has_bias, sizes, dtype, batch)
+    batch = case.states[0].shape[1]
+    return cuda_step.plan(cuda_step.wanted(case.cell, case.has_bias, sizes, dtype, batch), case.input.device)
 
 
 def run(case: Case) -> Result:
@@ -129,32 +126,8 @@ def run(case: Case) -> Result:
 
 def _run(case: Case) -> Result:
     with _current(case.input.device):
-        return run_stack(case, _run_operator if torch.compiler.is_compiling() else _run_direct)
+        return run_stack(case, partial(op.run_direction, "cuda"))
 
 
 def _current(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _run_direct(
-    case: Case, k: int, is_reverse: bool, value: Tensor, states: list[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    weights = case.weights[k]
-    runner: op.Runner
-    if case.must_recompute:
-        sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
-        runner = cuda_step.per_step(case.cell, case.has_bias, sizes, value.dtype, value.device, True)
-    else:
-        runner = cuda_step.runner(_wanted(case, value.dtype, states[0].shape[0]), value.device)
-    call = op.Call(runner, case, times_of(case.input, case.batch_sizes, is_reverse), tuple(weights))
-    return op.run(call, value, states, tuple(weights.values()))
-
-
-def _run_operator(
-    case: Case, k: int, is_reverse: bool, value: Tensor, states: list[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    weights = case.weights[k]
-    sizes = [case.hidden_size, case.proj_size, case.num_heads]
-    fixed = (list(weights), case.cell.number, case.has_bias, sizes, is_reverse)
-    made = library.forward(value, states, list(weights.values()), *fixed, False)
-    return made[0], list(made[1 : 1 + len(states)])

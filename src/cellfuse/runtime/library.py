@@ -1,9 +1,8 @@
-"""The torch operators of the compiled kernels: one node in the graphs of torch.compile.
+"""The torch operators of the kernels, with rules for every transform: one node in every graph.
 
-`cpu` and `cuda` call them only while torch.compile traces; otherwise `op` calls the kernel directly, which
-is faster.
 Torch's own `custom_op` with `register_autograd` would return zeros as forward-mode derivatives, without an
-error; so there is an Autograd kernel of ours, which refuses what it cannot do.
+error, and fails under torch.func; so there are Autograd kernels of ours. Where a transform has no kernel of
+its own (forward-mode, higher orders, torch.func inside torch.compile) the derivative is the formula's.
 """
 
 from __future__ import annotations
@@ -14,175 +13,310 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cellfuse.cell import cell_of_number
-from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.errors import BackendError
-from cellfuse.runtime.cuda_step import per_step, runner, wanted
-from cellfuse.runtime.fused import Fused, Kept, fused_step
-from cellfuse.runtime.op import Runner
-from cellfuse.runtime.per_step import PerStep
-from cellfuse.runtime.private import below_autograd, is_forward_ad_active, is_functorch_active
-from cellfuse.runtime.times import Times, starts
+from cellfuse.runtime.direction import Direction, check_shapes, direction_of
+from cellfuse.runtime.fused import Kept
+from cellfuse.runtime.private import (
+    below_autograd,
+    is_batched,
+    is_forward_ad_active,
+    is_functorch_active,
+)
+from cellfuse.runtime.times import Times
 
 _library = torch.library.Library("cellfuse", "DEF")
-# cell: number of the cell in this process. sizes: H, P, N. kept: what the forward loop left.
+# direction: `Direction.text`. kept: what the forward loop left, the results of "forward" behind the states.
 _library.define(
-    "forward(Tensor x, Tensor[] states, Tensor[] weights, str[] names, int cell, bool has_bias, int[] sizes, "
-    "bool is_reverse, bool keep) -> Tensor[]",
+    "forward(Tensor x, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, str direction, bool keep) "
+    "-> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    "backward(Tensor x, Tensor[] states, Tensor[] weights, str[] names, int cell, bool has_bias, "
-    "int[] sizes, bool is_reverse, Tensor[] kept, Tensor[] gradients) -> Tensor[]",
+    "backward(Tensor[] gradients, Tensor x, Tensor[] states, Tensor[] weights, Tensor? batch_sizes, "
+    "Tensor[] kept, str direction) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+forward = torch.ops.cellfuse.forward.default
+backward = torch.ops.cellfuse.backward.default
 
-_BUFFERS = ("products", "kept", "kept_numbers", "output")
-
-
-def _fused(x: Tensor, cell: int, has_bias: bool, sizes: Sequence[int]) -> Fused | PerStep:
-    given = cell_of_number(cell), has_bias, Sizes(*sizes), x.dtype
-    return fused_step(*given) if x.device.type == "cpu" else per_step(*given, x.device)
+Lists = tuple[Tensor, list[Tensor], list[Tensor]]
 
 
-def _runner(x: Tensor, cell: int, has_bias: bool, sizes: Sequence[int]) -> Runner:
-    """What runs the loops; in float32 all leave the same for the backward loop, in the same memory."""
-    if x.device.type == "cpu" or x.dtype != torch.float32:
-        return _fused(x, cell, has_bias, sizes)
-    want = wanted(cell_of_number(cell), has_bias, Sizes(*sizes), x.dtype, x.shape[1])
-    return runner(want, x.device)
+def _lists(direction: Direction, values: Sequence[Tensor]) -> Lists:
+    """x, states, weights as the operators take them."""
+    count = 1 + len(direction.cell.states)
+    return values[0], list(values[1:count]), list(values[count:])
 
 
-def _kept_names(fused: Fused | PerStep) -> list[str]:
-    return [name for name in _BUFFERS if fused.layout.strides.get(name)]
-
-
-def _times(x: Tensor, is_reverse: bool) -> Times:
-    return Times(starts(x.shape[0], x.shape[1]), x.shape[1], is_reverse)
+# what the operators compute
 
 
 def _forward(
     x: Tensor,
     states: list[Tensor],
     weights: list[Tensor],
-    names: list[str],
-    cell: int,
-    has_bias: bool,
-    sizes: list[int],
-    is_reverse: bool,
+    batch_sizes: Tensor | None,
+    direction: str,
     keep: bool,
 ) -> list[Tensor]:
-    """[output, *final states, *slabs, *buffers]; the last two if `keep`."""
-    fused = _fused(x, cell, has_bias, sizes)
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    by_name = dict(zip(names, weights, strict=True))
-    run = _runner(x, cell, has_bias, sizes)
-    output, finals, kept = run.forward(rows, _times(x, is_reverse), states, by_name, keep=keep)
+    made, values = direction_of(direction), (x, *states, *weights)
+    check_shapes(made, values)
+    times = made.times(values, batch_sizes)
+    (output, *finals), kept = made.forward(values, times, keep=keep, is_operator=True)
     if kept is None:
         return [output.contiguous(), *finals]
     # No two results of an operator may share memory.
-    buffers = [kept.buffers[name] for name in _kept_names(fused)]
-    return [output.clone(memory_format=torch.contiguous_format), *finals, *kept.slabs, *buffers]
+    output = output.clone(memory_format=torch.contiguous_format)
+    return [output, *finals, *kept.slabs, *(kept.buffers[name] for name in made.buffers(made.kernel(x)))]
 
 
-def _forward_fake(x, states, weights, names, cell, has_bias, sizes, is_reverse, keep):  # type: ignore[no-untyped-def]
-    fused = _fused(x, cell, has_bias, sizes)
-    (steps, batch), layout = x.shape[:2], fused.layout
-    shape = fused.columns.shape(fused.program.output)
-    width = {"H": layout.sizes.hidden, "P": layout.sizes.projected}
-    made = [x.new_empty(steps, batch, width[shape[0]])]
-    made += [x.new_empty(batch, width[shape[0]]) for shape in fused.shapes]
-    if keep:
-        made += [x.new_empty(steps + 1, batch, size, dtype=fused.real) for size in fused.widths]
-        made += [
-            x.new_empty(steps * batch, layout.strides[name], dtype=fused.dtype_of(name))
-            for name in _kept_names(fused)
-        ]
-    return made
+def _forward_fake(x, states, weights, batch_sizes, direction, keep):  # type: ignore[no-untyped-def]
+    shapes = direction_of(direction).shapes((x, *states, *weights), batch_sizes, keep)
+    return [x.new_empty(shape, dtype=dtype) for shape, dtype in shapes]
 
 
 def _backward(
+    gradients: list[Tensor],
     x: Tensor,
     states: list[Tensor],
     weights: list[Tensor],
-    names: list[str],
-    cell: int,
-    has_bias: bool,
-    sizes: list[int],
-    is_reverse: bool,
+    batch_sizes: Tensor | None,
     kept: list[Tensor],
-    gradients: list[Tensor],
+    direction: str,
 ) -> list[Tensor]:
-    """[gradient of x, of each state, of each weight]."""
-    fused = _fused(x, cell, has_bias, sizes)
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    count = len(states)
-    buffers = dict(zip(_kept_names(fused), kept[count:], strict=True))
-    dx, dstates, dweights = _runner(x, cell, has_bias, sizes).backward(
-        rows,
-        _times(x, is_reverse),
-        dict(zip(names, weights, strict=True)),
-        Kept(kept[:count], buffers),
-        gradients[0],
-        gradients[1:],
-        needs_x=True,
-    )
-    assert dx is not None
-    return [dx.view(x.shape), *dstates, *(dweights[name].contiguous() for name in names)]
+    made, values = direction_of(direction), (x, *states, *weights)
+    check_shapes(made, values)
+    times, dense = made.times(values, batch_sizes), [value.contiguous() for value in kept]
+    names = made.buffers(made.kernel(x))
+    found = Kept(dense[: len(states)], dict(zip(names, dense[len(states) :], strict=True)))
+    return made.backward(gradients, values, times, found, is_operator=True)  # type: ignore[return-value]
 
 
-def _backward_fake(x, states, weights, *_: Any):  # type: ignore[no-untyped-def]
+def _backward_fake(gradients, x, states, weights, *_: Any):  # type: ignore[no-untyped-def]
     return [x.new_empty(value.shape) for value in (x, *states, *weights)]
 
 
-class _Function(torch.autograd.Function):
+# derivatives
+
+
+class _Direct(torch.autograd.Function):
+    """The kernel outside of transforms: kept values need not be results. (times, direction, *values)."""
+
     @staticmethod
-    def forward(ctx: Any, count: int, fixed: tuple, *values: Tensor) -> tuple[Tensor, ...]:
-        x, states, weights = values[0], list(values[1 : 1 + count]), list(values[1 + count :])
-        with below_autograd():
-            made = torch.ops.cellfuse.forward(x, states, weights, *fixed, True)
-        ctx.count, ctx.fixed = count, fixed
-        ctx.save_for_backward(*values, *made[1 + count :])
-        ctx.mark_non_differentiable(*made[1 + count :])
+    def forward(ctx: Any, times: Any, direction: Direction, *values: Tensor) -> tuple[Tensor, ...]:
+        made, kept = direction.forward(values, times, keep=True)
+        assert kept is not None
+        ctx.times, ctx.direction, ctx.count, ctx.buffers = times, direction, len(values), tuple(kept.buffers)
+        ctx.save_for_backward(*values, *kept.slabs, *kept.buffers.values())
         return tuple(made)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        count, saved = ctx.count, ctx.saved_tensors
-        values = saved[: 1 + count + len(ctx.fixed[0])]
-        kept = list(saved[len(values) :])
-        states, weights = list(values[1 : 1 + count]), list(values[1 + count :])
-        wanted = list(gradients[: 1 + count])
-        return None, None, *torch.ops.cellfuse.backward(values[0], states, weights, *ctx.fixed, kept, wanted)
+        direction, times, saved = ctx.direction, ctx.times, ctx.saved_tensors
+        values, rest, states = saved[: ctx.count], saved[ctx.count :], len(direction.cell.states)
+        if torch.is_grad_enabled() or _is_transformed(gradients):
+            names = direction.buffers(direction.kernel(values[0]))
+            if tuple(names) != ctx.buffers or direction.backend != "cpu":
+                return None, None, *direction.formula_gradients(gradients, values, times.batch_sizes)
+            return None, None, *_gradients(direction, gradients, values, times.batch_sizes, rest)
+        kept = Kept(list(rest[:states]), dict(zip(ctx.buffers, rest[states:], strict=True)))
+        needs_x = ctx.needs_input_grad[2]
+        return None, None, *direction.backward(gradients, values, times, kept, needs_x=needs_x)
 
 
-def _forward_autograd(x, states, weights, names, cell, has_bias, sizes, is_reverse, keep):  # type: ignore[no-untyped-def]
-    _refuse_transforms()
-    fixed = (names, cell, has_bias, sizes, is_reverse)
-    if torch.is_grad_enabled() and any(value.requires_grad for value in (x, *states, *weights)):
-        return list(_Function.apply(len(states), fixed, x, *states, *weights))
-    with below_autograd():
-        return torch.ops.cellfuse.forward(x, states, weights, *fixed, keep)
+class _Compiled(torch.autograd.Function):
+    """The operator inside a graph. (text, batch_sizes, *values); kept values are results, too."""
 
+    @staticmethod
+    def forward(ctx: Any, text: str, batch_sizes: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
+        with below_autograd():
+            made = forward(*_lists(direction_of(text), values), batch_sizes, text, True)
+        count = 1 + len(direction_of(text).cell.states)
+        ctx.text, ctx.count = text, len(values)
+        ctx.save_for_backward(batch_sizes, *values, *made[count:])
+        ctx.mark_non_differentiable(*made[count:])
+        return tuple(made)
 
-def _backward_autograd(*arguments: Any) -> list[Tensor]:
-    _refuse_transforms()
-    with below_autograd():
-        made: list[Tensor] = torch.ops.cellfuse.backward(*arguments)
-    if torch.is_grad_enabled() and any(v.requires_grad for v in (arguments[0], *arguments[-1])):
-        raise BackendError(
-            "a derivative of the gradient was asked for inside torch.compile, whose kernel has first "
-            "derivatives only. Call the layer outside of torch.compile, or make it with backend='eager'."
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        direction, (batch_sizes, *saved) = direction_of(ctx.text), ctx.saved_tensors
+        values, kept = saved[: ctx.count], saved[ctx.count :]
+        wanted = gradients[: 1 + len(direction.cell.states)]
+        if is_functorch_active() or is_forward_ad_active():
+            return None, None, *_gradients(direction, wanted, values, batch_sizes, kept)
+        return (
+            None,
+            None,
+            *backward(list(wanted), *_lists(direction, values), batch_sizes, list(kept), ctx.text),
         )
+
+
+class _Transformed(torch.autograd.Function):
+    """The kernel under torch.func. (direction, batch_sizes, *values); kept values are results, too."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(direction: Direction, batch_sizes: Tensor | None, *values: Tensor) -> tuple[Tensor, ...]:
+        with below_autograd():
+            return tuple(forward(*_lists(direction, values), batch_sizes, direction.text, True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        direction, batch_sizes, *values = inputs
+        ctx.direction, ctx.count = direction, len(values)
+        ctx.has_sizes = batch_sizes is not None
+        sizes = (batch_sizes,) if ctx.has_sizes else ()
+        ctx.save_for_backward(*sizes, *values, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        direction, saved = ctx.direction, list(ctx.saved_tensors)
+        batch_sizes = saved.pop(0) if ctx.has_sizes else None
+        values, made = saved[: ctx.count], saved[ctx.count :]
+        count = 1 + len(direction.cell.states)
+        return None, None, *_gradients(direction, gradients[:count], values, batch_sizes, made[count:])
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward kernel, whose own derivatives are the formula's.
+
+    (direction, batch_sizes, number of gradients, number of values, *gradients, *values, *kept)
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        direction: Direction, batch_sizes: Tensor | None, given: int, count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        values = tensors[given : given + count]
+        lists = (list(tensors[:given]), *_lists(direction, values), batch_sizes)
+        with below_autograd():
+            return tuple(backward(*lists, list(tensors[given + count :]), direction.text))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        ctx.direction, batch_sizes, ctx.given, ctx.count, *tensors = inputs
+        ctx.kept = len(tensors) - ctx.given - ctx.count
+        ctx.has_sizes = batch_sizes is not None
+        sizes = (batch_sizes,) if ctx.has_sizes else ()
+        ctx.save_for_backward(*sizes, *tensors[: ctx.given + ctx.count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        direction, saved, given = ctx.direction, list(ctx.saved_tensors), ctx.given
+        batch_sizes = saved.pop(0) if ctx.has_sizes else None
+        pull = torch.func.vjp(
+            lambda *v: tuple(direction.formula_gradients(v[:given], v[given:], batch_sizes)), *saved
+        )[1]
+        return None, None, None, None, *pull(gradients), *[None] * ctx.kept
+
+
+def _gradients(
+    direction: Direction,
+    gradients: Sequence[Tensor],
+    values: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    kept: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """The gradients of the values, which can be differentiated again."""
+    is_old_vmap = any(map(is_batched, gradients)) and not is_functorch_active()
+    if is_forward_ad_active() or is_old_vmap:  # of autograd.grad(is_grads_batched=True)
+        return direction.formula_gradients(gradients, values, batch_sizes)
+    counts = len(gradients), len(values)
+    made: tuple[Tensor, ...] = _Gradients.apply(direction, batch_sizes, *counts, *gradients, *values, *kept)
     return made
 
 
-def _refuse_transforms() -> None:
+def direct(direction: Direction, times: Times, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """(output, *final states) with a gradient, by the kernel without an operator."""
+    made: tuple[Tensor, ...] = _Direct.apply(times, direction, *values)
+    return made
+
+
+def transformed(
+    direction: Direction, batch_sizes: Tensor | None, values: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """(output, *final states) under torch.func's transforms but those of forward mode."""
+    made: tuple[Tensor, ...] = _Transformed.apply(direction, batch_sizes, *values)
+    return made[: 1 + len(direction.cell.states)]
+
+
+def _is_transformed(gradients: Sequence[Tensor]) -> bool:
+    return is_functorch_active() or is_forward_ad_active() or any(map(is_batched, gradients))
+
+
+def _forward_autograd(x, states, weights, batch_sizes, direction, keep):  # type: ignore[no-untyped-def]
+    values = (x, *states, *weights)
     if is_functorch_active() or is_forward_ad_active():
-        raise BackendError(
-            "the kernel inside torch.compile has no rule for torch.func's transforms and forward-mode "
-            "derivatives. Make the layer with backend='eager'."
-        )
+        if keep:
+            raise BackendError("cellfuse::forward with keep=True has no derivative of its own")
+        return list(direction_of(direction).formula(values, batch_sizes))
+    if torch.is_grad_enabled() and any(value.requires_grad for value in values):
+        made = list(_Compiled.apply(direction, batch_sizes, *values))
+        return made if keep else made[: 1 + len(states)]
+    with below_autograd():
+        return forward(x, states, weights, batch_sizes, direction, keep)
+
+
+def _backward_autograd(gradients, x, states, weights, batch_sizes, kept, direction):  # type: ignore[no-untyped-def]
+    values, made = (x, *states, *weights), direction_of(direction)
+    if is_functorch_active() or is_forward_ad_active():
+        return made.formula_gradients(gradients, values, batch_sizes)
+    if torch.is_grad_enabled() and any(value.requires_grad for value in (*gradients, *values)):
+        return list(_gradients(made, gradients, values, batch_sizes, kept))
+    with below_autograd():
+        return backward(gradients, x, states, weights, batch_sizes, kept, direction)
+
+
+# vmap
+
+
+def _forward_vmap(info, in_dims, x, states, weights, batch_sizes, direction, keep):  # type: ignore[no-untyped-def]
+    x_dim, state_dims, weight_dims, sizes_dim, *_ = in_dims
+    count = info.batch_size
+    if sizes_dim is not None or batch_sizes is not None or any(d is not None for d in weight_dims):
+        return _one_by_one(forward, info, in_dims, x, states, weights, batch_sizes, direction, keep)
+    # With the same weights they are one batch: [T, N * B, I].
+    x = x.movedim(x_dim, 1) if x_dim is not None else x.unsqueeze(1).expand(-1, count, -1, -1)
+    states = [
+        state.movedim(dim, 0) if dim is not None else state.expand(count, -1, -1)
+        for state, dim in zip(states, state_dims, strict=True)
+    ]
+    steps, batch = x.shape[0], x.shape[2]
+    joined = forward(x.flatten(1, 2), [s.flatten(0, 1) for s in states], weights, None, direction, keep)
+    number = 1 + len(states)
+    made = [
+        joined[0].unflatten(1, (count, batch)),
+        *(v.unflatten(0, (count, batch)) for v in joined[1:number]),
+    ]
+    dims = [1, *[0] * len(states)]
+    for k, value in enumerate(joined[number:]):
+        if k < len(states):  # the slabs [T + 1, N * B, width]
+            made.append(value.unflatten(1, (count, batch)))
+            dims.append(1)
+        else:
+            rows = value.unflatten(0, (steps, count, batch)).movedim(1, 0)
+            made.append(rows.reshape(count, steps * batch, value.shape[-1]))
+            dims.append(0)
+    return made, dims
+
+
+def _backward_vmap(info, in_dims, *arguments):  # type: ignore[no-untyped-def]
+    return _one_by_one(backward, info, in_dims, *arguments)
+
+
+def _one_by_one(operator, info, in_dims, *arguments):  # type: ignore[no-untyped-def]
+    def taken(value: Any, dim: Any, k: int) -> Any:
+        if isinstance(value, list | tuple):
+            return [taken(v, d, k) for v, d in zip(value, dim, strict=True)]
+        return value.select(dim, k) if isinstance(value, Tensor) and dim is not None else value
+
+    pairs = list(zip(arguments, in_dims, strict=True))
+    made = [operator(*(taken(v, d, k) for v, d in pairs)) for k in range(info.batch_size)]
+    stacked = [torch.stack(each) for each in zip(*made, strict=True)]
+    return stacked, [0] * len(stacked)
 
 
 for _key in ("CPU", "CUDA"):
@@ -192,5 +326,5 @@ _library.impl("forward", _forward_autograd, "Autograd")
 _library.impl("backward", _backward_autograd, "Autograd")
 torch.library.register_fake("cellfuse::forward", _forward_fake, lib=_library)
 torch.library.register_fake("cellfuse::backward", _backward_fake, lib=_library)
-
-forward = torch.ops.cellfuse.forward.default
+torch.library.register_vmap("cellfuse::forward", _forward_vmap, lib=_library)
+torch.library.register_vmap("cellfuse::backward", _backward_vmap, lib=_library)

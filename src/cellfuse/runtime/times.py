@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cellfuse.errors import ShapeError
+
 
 @dataclass(frozen=True)
 class Times:
@@ -46,15 +48,25 @@ class Times:
         return (rows < self.batch_sizes.unsqueeze(1)).flatten().nonzero().squeeze(1)
 
 
+def packed_times(batch_sizes: Tensor, rows: int, batch: int, is_reverse: bool) -> Times:
+    """The time steps of packed input.
+
+    Raises:
+        ShapeError: the sizes do not belong to so many rows and sequences; kernels believe them.
+    """
+    sizes = batch_sizes
+    is_right = sizes.dtype == torch.int64 and sizes.device.type == "cpu" and sizes.dim() == 1
+    is_right = is_right and len(sizes) > 0 and int(sizes[0]) == batch and int(sizes.sum()) == rows
+    if not is_right or int(sizes[-1]) < 1 or bool((sizes[1:] > sizes[:-1]).any()):
+        text = sizes.tolist() if len(sizes) < 10 else f"{sizes[:10].tolist()}..."
+        raise ShapeError(
+            f"PackedSequence: batch_sizes {text} must fall from {batch} to 1 or more and add up to {rows} "
+            "rows. Make it with torch.nn.utils.rnn.pack_padded_sequence or pack_sequence."
+        )
+    return Times(F.pad(sizes.cumsum(0), (1, 0)), batch, is_reverse, sizes)
+
+
 @lru_cache(maxsize=64)
 def starts(steps: int, batch: int) -> Tensor:
     """`Times.starts` of sequences of equal length."""
     return torch.arange(steps + 1, device="cpu") * batch
-
-
-def times_of(input: Tensor, batch_sizes: Tensor | None, is_reverse: bool) -> Times:
-    """Of an input [T, B, I], or [N, I] where `batch_sizes` is given."""
-    if batch_sizes is None:
-        steps, batch = input.shape[:2]
-        return Times(starts(steps, batch), batch, is_reverse)
-    return Times(F.pad(batch_sizes.cumsum(0), (1, 0)), int(batch_sizes[0]), is_reverse, batch_sizes)

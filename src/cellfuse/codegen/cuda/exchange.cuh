@@ -24,15 +24,26 @@ struct Exchange {
     constexpr int IN_ROW = SLICE_CHUNKS / TILE;
     return chunk / IN_ROW * OPERAND_ROW + (of_rank * IN_ROW + chunk % IN_ROW) * 4;
   }
-  DEV uint4* outside_at(int number, int of_rank, int chunk) const {
-    const i64 of_number = EXCHANGE == COUNTER ? number & 1 : number - 1;
-    return outside + (of_number * CTAS + of_rank) * SLICE_CHUNKS + chunk;
+  // Outside, an operand has the same order without the padding between rows.
+  DEV uint4* outside_of(int number) const {
+    const i64 place = EXCHANGE == COUNTER ? number & 1 : number - 1;
+    return outside + place * CTAS * SLICE_CHUNKS;
+  }
+  DEV static int outside_at(int of_rank, int chunk) {
+    if constexpr (PRECISION == 0) return of_rank * SLICE_CHUNKS + chunk;
+    constexpr int IN_ROW = SLICE_CHUNKS / TILE;
+    return chunk / IN_ROW * (CTAS * IN_ROW) + of_rank * IN_ROW + chunk % IN_ROW;
+  }
+  DEV static int inside_at(int index) {
+    if constexpr (PRECISION == 0) return index * 4;
+    constexpr int IN_ROW = CTAS * SLICE_CHUNKS / TILE;
+    return index / IN_ROW * OPERAND_ROW + index % IN_ROW * 4;
   }
 
   // Before the loop; every CTA of the cluster must run before anyone writes into it.
   DEV void begin() {
     if constexpr (EXCHANGE == MESSAGES || SCATTERS) {
-      if (threadIdx.x == 0) {
+      if (thread() == 0) {
         barrier_init(arrived, 1);
         barrier_init(arrived + 1, 1);
         barrier_init_fence();
@@ -50,11 +61,11 @@ struct Exchange {
       u64* barrier = arrived + (number & 1);
       if constexpr (EXCHANGE == MESSAGES) {
         // Whoever's bytes come before this: the phase cannot end before this one arrival.
-        if (threadIdx.x == 0) barrier_expect(barrier, COUNT * 16);
+        if (thread() == 0) barrier_expect(barrier, COUNT * 16);
       }
 #pragma unroll
       for (int i = 0; i < (COUNT + THREADS - 1) / THREADS; i++) {
-        const int index = i * THREADS + threadIdx.x;
+        const int index = i * THREADS + thread();
         if (COUNT % THREADS == 0 || index < COUNT) {
           const int to = index / SLICE_CHUNKS;
           uint4* at = (uint4*)(operand(number) + chunk_at(rank, index % SLICE_CHUNKS));
@@ -63,7 +74,7 @@ struct Exchange {
         }
       }
     } else if constexpr (EXCHANGE == COUNTER || EXCHANGE == WRITE_ONCE) {
-      for (int chunk = threadIdx.x; chunk < SLICE_CHUNKS; chunk += THREADS) {
+      for (int chunk = thread(); chunk < SLICE_CHUNKS; chunk += THREADS) {
         uint4 v = *(const uint4*)(operand(number) + chunk_at(rank, chunk));
         if constexpr (EXCHANGE == WRITE_ONCE) {
           // A NaN of these bits could only be copied from an input: another NaN goes instead.
@@ -71,9 +82,9 @@ struct Exchange {
           v.y = v.y == UNSET ? UNSET >> 1 : v.y;
           v.z = v.z == UNSET ? UNSET >> 1 : v.z;
           v.w = v.w == UNSET ? UNSET >> 1 : v.w;
-          store_relaxed(outside_at(number, rank, chunk), v);
+          store_relaxed(outside_of(number) + outside_at(rank, chunk), v);
         } else {
-          store_shared_by_all(outside_at(number, rank, chunk), v);
+          store_shared_by_all(outside_of(number) + outside_at(rank, chunk), v);
         }
       }
     }
@@ -85,7 +96,7 @@ struct Exchange {
     if constexpr (EXCHANGE == MESSAGES) barrier_wait(arrived + (number & 1), (number - 1) >> 1 & 1);
     if constexpr (EXCHANGE == COUNTER) {
       __syncthreads();
-      if (threadIdx.x == 0) {
+      if (thread() == 0) {
         add_release(counter, 1);
         Patience patience;
         while ((int)(load_acquire(counter) - (u32)number * CTAS) < 0) patience.again();
@@ -93,19 +104,21 @@ struct Exchange {
       __syncthreads();
     }
     if constexpr (EXCHANGE == COUNTER || EXCHANGE == WRITE_ONCE) {
-      constexpr int COUNT = SLICE_CHUNKS * (CTAS - 1), EACH = (COUNT + THREADS - 1) / THREADS;
+      // With the own slice, which is there already: all chunks in one row need no question of rank.
+      constexpr int COUNT = SLICE_CHUNKS * CTAS, EACH = (COUNT + THREADS - 1) / THREADS;
       constexpr int AT_ONCE = EACH < 1 ? 1 : EACH < 8 ? EACH : 8;
+      constexpr bool IS_EVEN = COUNT % (AT_ONCE * THREADS) == 0;
+#pragma unroll
       for (int first = 0; first < EACH; first += AT_ONCE) {
+        const uint4* from = outside_of(number) + first * THREADS + thread();
         uint4 value[AT_ONCE];
         Patience patience;
         while (true) {
           bool is_missing = false;
 #pragma unroll
           for (int i = 0; i < AT_ONCE; i++) {
-            const int index = (first + i) * THREADS + threadIdx.x, from = index / SLICE_CHUNKS;
-            if (index < COUNT) {
-              const uint4* at = outside_at(number, from + (from >= rank), index % SLICE_CHUNKS);
-              value[i] = EXCHANGE == COUNTER ? load_shared_by_all(at) : load_relaxed(at);
+            if (IS_EVEN || (first + i) * THREADS + thread() < COUNT) {
+              value[i] = EXCHANGE == COUNTER ? load_shared_by_all(from + i * THREADS) : load_relaxed(from + i * THREADS);
               is_missing |= value[i].x == UNSET | value[i].y == UNSET | value[i].z == UNSET | value[i].w == UNSET;
             }
           }
@@ -114,9 +127,8 @@ struct Exchange {
         }
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
-          const int index = (first + i) * THREADS + threadIdx.x, from = index / SLICE_CHUNKS;
-          if (index < COUNT)
-            *(uint4*)(operand(number) + chunk_at(from + (from >= rank), index % SLICE_CHUNKS)) = value[i];
+          const int index = (first + i) * THREADS + thread();
+          if (IS_EVEN || index < COUNT) *(uint4*)(operand(number) + inside_at(index)) = value[i];
         }
       }
       __syncthreads();

@@ -19,14 +19,14 @@ struct Group {
   DEV Group(const Arguments& a) {
     rank = blockIdx.x % CTAS;
     const int group = blockIdx.x / CTAS, tiles = gridDim.x / (CTAS * HEADS * DIRECTIONS);
-    first = group % tiles * TILE;
+    first = a.first + group % tiles * TILE;
     head = group / tiles % HEADS;
     direction = group / tiles / HEADS;
     is_reversed = a.reversed >> direction & 1;
   }
   DEV Item item(const Arguments& a, int number) const {
     Item i;
-    const int index = threadIdx.x + number * THREADS;
+    const int index = thread() + number * THREADS;
     i.u = index % UNITS;
     i.b = index / UNITS;
     i.is_mine = index < UNITS * TILE;
@@ -84,9 +84,9 @@ DEV void run(const Arguments& a) {
     load_weights(weights, [&](int row, int k) {
       return group.weight(a, row / UNITS, group.rank * UNITS + row % UNITS, k);
     });
-    for (int i = threadIdx.x; i < BUFFERS * OPERAND_WORDS; i += THREADS) shared.operands[i] = 0;
+    for (int i = thread(); i < BUFFERS * OPERAND_WORDS; i += THREADS) shared.operands[i] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < CTAS * UNITS * TILE; i += THREADS) {
+    for (int i = thread(); i < CTAS * UNITS * TILE; i += THREADS) {
       const int k = i % (CTAS * UNITS), b = i / (CTAS * UNITS);
       if (k < HEAD_UNITS && group.first + b < a.batch) {
         const i64 at = ((i64)group.direction * a.batch + group.first + b) * H + group.head * HEAD_UNITS + k;
@@ -170,11 +170,11 @@ DEV float* inbox_at(float* inbox, int number, int from, int u, int b) {
 DEV void send_partial_sums(Weights& weights, const u32* operand, const Shared& shared, int rank, int number) {
   u64* barrier = shared.arrived + (number & 1);
   if constexpr (EXCHANGE == MESSAGES) {
-    if (threadIdx.x == 0) barrier_expect(barrier, CTAS * UNITS * TILE * 4);
+    if (thread() == 0) barrier_expect(barrier, CTAS * UNITS * TILE * 4);
   }
 #if PRECISION != 0
   if constexpr (IS_DIRECT) {  // straight from the accumulators, two sequences at a time
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = warp % ROW_WARPS;
+    const int warp = thread() / 32, lane = thread() % 32, column = warp % ROW_WARPS;
     Totals totals;
     multiply(weights, operand, totals);
     if (warp >= ROW_WARPS) return;
@@ -204,7 +204,7 @@ DEV void send_partial_sums(Weights& weights, const u32* operand, const Shared& s
   constexpr int COUNT = CTAS * UNITS / 4 * TILE;
 #pragma unroll
   for (int i = 0; i < (COUNT + THREADS - 1) / THREADS; i++) {
-    const int index = i * THREADS + threadIdx.x;
+    const int index = i * THREADS + thread();
     if (COUNT % THREADS == 0 || index < COUNT) {
       const int row = index % (CTAS * UNITS / 4) * 4, b = index / (CTAS * UNITS / 4);
       float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -249,7 +249,7 @@ DEV void run(const Arguments& a) {
       const int from = SCATTERS ? row : group.rank * UNITS + row;
       return group.weight(a, rest / UNITS, of_rank * UNITS + rest % UNITS, from);
     });
-    for (int i = threadIdx.x; i < BUFFERS * OPERAND_WORDS; i += THREADS) shared.operands[i] = 0;
+    for (int i = thread(); i < BUFFERS * OPERAND_WORDS; i += THREADS) shared.operands[i] = 0;
   }
   Item items[ITEMS];
   float carry[ITEMS][STATES], parameters[ITEMS][ROOM(PARAMETERS)], totals[ITEMS][ROOM(TOTALS)];

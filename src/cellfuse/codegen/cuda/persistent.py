@@ -21,6 +21,7 @@ Arrays, float32 and row-major, for T steps, B sequences, D directions, H units i
     totals            [accumulated, D, B, H] the gradients `Step.accumulated`, summed over time
     exchange          `Persistent.exchange_words` 32-bit words, all ones before each launch
     counters          `Persistent.counters` 32-bit words, all zero before each launch
+    first             sequence with which the launch begins; the grid says how many it works on
     reversed          bit d: direction d runs from the last step to the first
 """
 
@@ -67,25 +68,46 @@ def _up(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _product(rows: int, depth: int, tile: int, threads: int, precision: str) -> Product:
-    """The cheapest way: few pieces a thread, then few splits, each of which costs a read in the sum."""
+@functools.lru_cache(maxsize=4096)
+def _product(rows: int, depth: int, tile: int, threads: int, precision: str, scatters: bool) -> Product:
+    """The cheapest way to share a product, by the cycles that the parts of the SM are busy with it."""
     is_exact = precision == "fp32"
     rows_each, depth_each = (4, 1) if is_exact else (16, 8 if precision == "tf32" else 16)
-    workers = threads if is_exact else threads // 32
+    workers, warps = threads if is_exact else threads // 32, threads // 32
     groups, length = _up(rows, rows_each), _up(depth, depth_each)
-    piece = 4 * tile if is_exact else 2 * tile
     found = []
-    for each in range(1, groups + 1):
+    for each in range(_up(groups, workers), groups + 1):
         across = _up(groups, each)
-        if across > workers or _up(groups, across) != each:
+        if _up(groups, across) != each:
             continue
-        splits = min(workers // across, length)
-        parts = _up(length, splits)
-        splits = _up(length, parts)
-        found.append(
-            (each * parts * piece + 8 * splits, Product(rows, depth, across, splits, parts, each * parts))
-        )
-    return min(found, key=lambda pair: pair[0])[1]
+        for wanted in range(1, min(workers // across, length) + 1):
+            parts = _up(length, wanted)
+            splits = _up(length, parts)
+            if splits != wanted:
+                continue
+            product = Product(rows, depth, across, splits, parts, each * parts)
+            cycles = product_cycles(product, tile, warps, is_exact)
+            if not (scatters and splits == 1 and not is_exact):  # else no sums in shared memory
+                cycles += (
+                    (SYNC if scatters else 0) + 2 * splits * tile * rows * 4 / SHARED_BANDWIDTH + 4 * splits
+                )
+            found.append((cycles, splits, product))
+    return min(found, key=lambda option: option[:2])[2]
+
+
+# Cycles and bytes per cycle of an H100, as published or measured by others; see `plan.py`.
+SHARED_BANDWIDTH, SYNC = 128, 35
+MMA, MMA_LATENCY = 6.5, 33
+
+
+def product_cycles(product: Product, tile: int, warps: int, is_exact: bool) -> float:
+    """Of a product, without the sum over splits."""
+    if is_exact:
+        multiply_adds = product.weights * 4 * tile * warps / 4
+        return max(multiply_adds, product.weights * _up(tile, 4) * warps)
+    columns = tile // 8
+    issue = product.weights * columns * MMA * warps / 4
+    return max(issue, product.parts * MMA_LATENCY, product.parts * columns * 256 * warps / SHARED_BANDWIDTH)
 
 
 @dataclass(frozen=True)
@@ -175,7 +197,7 @@ class Persistent:
             rows, depth = self.slice, self.ctas * own
         else:
             rows, depth = own, everything
-        return _product(rows, depth, self.tile, self.threads, self.precision)
+        return _product(rows, depth, self.tile, self.threads, self.precision, self.scatters)
 
     @property
     def held(self) -> int:
@@ -194,7 +216,8 @@ class Persistent:
         program, matrices = step.program, len(step.matrices)
         is_exact = self.precision == "fp32"
         in_word = 2 if self.precision in ("bf16", "fp16") else 1
-        row = product.parts * product.splits * 8 + 4
+        row = product.parts * product.splits * 8
+        row += (16 - row) % 32  # see `product.cuh`
         operand = product.parts * product.splits * tile if is_exact else tile * row
         slice_values = self.slice * (matrices if self.is_backward else 1)
         sums_row = _up(product.rows, 4 if is_exact else 16) * (4 if is_exact else 16) + 4
@@ -266,15 +289,15 @@ class Persistent:
         return self.ctas if self.exchange in CLUSTER_EXCHANGES else 1
 
     def groups(self, batch: int) -> int:
-        """How many groups a batch takes."""
+        """How many groups so many sequences take."""
         return self.directions * self.heads * _up(batch, self.tile)
 
     def grid(self, batch: int) -> tuple[int, int, int]:
-        """The grid of a launch."""
+        """The grid of a launch for so many sequences."""
         return (self.groups(batch) * self.ctas, 1, 1)
 
     def exchange_words(self, steps: int, batch: int) -> int:
-        """Size of the array "exchange"."""
+        """Size of the array "exchange" for a launch."""
         if self.exchange not in GRID_EXCHANGES:
             return 0
         operands = 2 if self.exchange == "counter" else steps
@@ -300,13 +323,13 @@ class Persistent:
         names += ["weights", "parameters", "constants", "lengths", "exchange", "counters"]
         return (
             *(Parameter(name) for name in names),
-            *(Parameter(name, "int32") for name in ("steps", "batch", "reversed")),
+            *(Parameter(name, "int32") for name in ("steps", "batch", "first", "reversed")),
         )
 
     def kernel(self) -> CudaKernel:
         """The text and how it is launched; a grid-wide exchange needs all CTAs at the same time."""
         types = {"lengths": "const int*", "exchange": "u32*", "counters": "u32*"}
-        types |= dict.fromkeys(("steps", "batch", "reversed"), "int")
+        types |= dict.fromkeys(("steps", "batch", "first", "reversed"), "int")
         given = [(types.get(p.name, "float*"), p.name) for p in self.parameters]
         entry = f"{self.loop}_loop"
         head = ", ".join(f"{kind} {name}" for kind, name in given)
@@ -322,6 +345,7 @@ class Persistent:
             "struct Arguments {",
             *(f"  {kind} {name};" for kind, name in given),
             "};",
+            *([] if self.precision == "fp32" else [_FAST]),
             *self._cell(),
             _file("product.cuh"),
             _file("exchange.cuh"),
@@ -385,6 +409,14 @@ class Persistent:
     def _gradient_of(self) -> list[str]:
         cases = " ".join(f"matrix == {g} ? {k} :" for g, k in enumerate(self.step.recurrent))
         return [f"DEV constexpr int gradient_of(int matrix) {{ return {cases} 0; }}"]
+
+
+# Where operands are rounded anyway: two more units in the last place, and half the instructions.
+_FAST = """
+DEV float fast_sigmoid(float a) { return __fdividef(1.0f, 1.0f + __expf(-a)); }
+#define cf_sigmoid fast_sigmoid
+#define cf_exp __expf
+"""
 
 
 @functools.cache

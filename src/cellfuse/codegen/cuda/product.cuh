@@ -1,12 +1,14 @@
 // The product of a block of weights with an operand, the same weights at every time step.
 //   sums[split][b][row] = sum over a part of k of weight(row, k) * operand[k][b]
-// A thread (or warp) has PARTS values (or tiles) of k: every SPLITS-th.
+// A thread has every SPLITS-th value of k, or a warp one of SPLITS stretches of k, PARTS in all.
 // Every weight belongs to one thread, which holds WEIGHTS pieces of four: the first IN_REGISTERS in
 // registers, the others in shared memory, where no two threads meet. Kernels add the splits in order.
+DEV int thread() { return (int)threadIdx.x; }
+
 struct Weights {
   float4 held[IN_REGISTERS > 0 ? IN_REGISTERS : 1];
   float4* others;
-  DEV float4& at(int i) { return i < IN_REGISTERS ? held[i] : others[(i - IN_REGISTERS) * THREADS + threadIdx.x]; }
+  DEV float4& at(int i) { return i < IN_REGISTERS ? held[i] : others[(i - IN_REGISTERS) * THREADS + thread()]; }
 };
 
 #if PRECISION == 0  // strict float32: fused multiply-adds, operand[k][b] in float32
@@ -16,7 +18,7 @@ DEV float operand_value(float value) { return value; }
 // A thread has four rows, or several times four, and every SPLITS-th k.
 template <class Weight>
 DEV float4 piece_of(int i, Weight weight) {
-  const int column = threadIdx.x % ROW_THREADS, split = threadIdx.x / ROW_THREADS;
+  const int column = thread() % ROW_THREADS, split = thread() / ROW_THREADS;
   const int row = (i / PARTS * ROW_THREADS + column) * 4, k = i % PARTS * SPLITS + split;
   float v[4];
 #pragma unroll
@@ -25,8 +27,9 @@ DEV float4 piece_of(int i, Weight weight) {
 }
 
 DEV void multiply(Weights& weights, const u32* operand, float* sums) {
-  const int column = threadIdx.x % ROW_THREADS, split = threadIdx.x / ROW_THREADS;
+  const int column = thread() % ROW_THREADS, split = thread() / ROW_THREADS;
   if (split >= SPLITS) return;
+  const float* first = (const float*)operand + split * TILE;
 #pragma unroll
   for (int group = 0; group < WEIGHTS / PARTS; group++) {
     const int row = (group * ROW_THREADS + column) * 4;
@@ -38,7 +41,7 @@ DEV void multiply(Weights& weights, const u32* operand, float* sums) {
 #pragma unroll
     for (int i = 0; i < PARTS; i++) {
       const float4 w = weights.at(group * PARTS + i);
-      const float* from = (const float*)operand + (i * SPLITS + split) * TILE;
+      const float* from = first + i * SPLITS * TILE;
       float value[TILE];
       if constexpr (TILE % 4 == 0) {
 #pragma unroll
@@ -75,7 +78,7 @@ DEV u32 operand_word(float low, float high) {
   if constexpr (PRECISION == 2) return pack_bf16(low, high);
   return pack_f16(low, high);
 }
-// operand[b][k], OPERAND_ROW words a row: an odd multiple of 4, so that no two lanes meet in a bank
+// operand[b][k], OPERAND_ROW words a row: an odd multiple of 16, so that no two lanes meet in a bank
 DEV void put_operand(u32* operand, int k, int b, float value) {
   if constexpr (PRECISION == 1) operand[b * OPERAND_ROW + k] = round_tf32(value);
   else ((u16*)(operand + b * OPERAND_ROW))[k] = (u16)(PRECISION == 2 ? to_bf16(value) : to_f16(value));
@@ -87,16 +90,22 @@ DEV void mma(float* c, const float4& a, u32 b0, u32 b1) {
   else mma_f16(c, words, b0, b1);
 }
 
-// A warp has every ROW_WARPS-th tile of 16 rows and every SPLITS-th tile of k.
+// The sum over k may run in any order: the four words that a lane needs for two tiles of k lie side by side.
+DEV int word_of(int part, int half) {
+  const int q = thread() % 32 % 4;
+  if (part / 2 * 2 + 1 < PARTS) return part / 2 * 16 + q * 4 + part % 2 * 2 + half;
+  return part * 8 + q * 2 + half;
+}
+// A warp has every ROW_WARPS-th tile of 16 rows.
 template <class Weight>
 DEV float4 piece_of(int i, Weight weight) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = warp % ROW_WARPS, split = warp / ROW_WARPS;
-  const int tile = i / PARTS * ROW_WARPS + column, k_tile = i % PARTS * SPLITS + split;
+  const int warp = thread() / 32, lane = thread() % 32, column = warp % ROW_WARPS, split = warp / ROW_WARPS;
+  const int tile = i / PARTS * ROW_WARPS + column;
   float word[4];
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     const int row = tile * 16 + lane / 4 + (j & 1) * 8;
-    const int k = k_tile * K_OF_MMA + lane % 4 * VALUES_OF_WORD + (j >> 1) * (K_OF_MMA / 2);
+    const int k = (split * PARTS * 8 + word_of(i % PARTS, j >> 1)) * VALUES_OF_WORD;
     float value[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int n = 0; n < VALUES_OF_WORD; n++)
@@ -111,7 +120,7 @@ struct Totals {
   float at[TILES_OF_WARP][TILE / 8][4];
 };
 DEV void multiply(Weights& weights, const u32* operand, Totals& totals) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, split = warp / ROW_WARPS;
+  const int warp = thread() / 32, lane = thread() % 32, split = warp / ROW_WARPS;
 #pragma unroll
   for (int i = 0; i < TILES_OF_WARP; i++)
 #pragma unroll
@@ -119,21 +128,33 @@ DEV void multiply(Weights& weights, const u32* operand, Totals& totals) {
 #pragma unroll
       for (int j = 0; j < 4; j++) totals.at[i][n][j] = 0.0f;
   if (split >= SPLITS) return;
+  const u32* first = operand + lane / 4 * OPERAND_ROW + split * PARTS * 8 + lane % 4 * 4;
 #pragma unroll
-  for (int k = 0; k < PARTS; k++)
+  for (int k = 0; k + 1 < PARTS; k += 2)
 #pragma unroll
     for (int n = 0; n < TILE / 8; n++) {
-      const u32* from = operand + (n * 8 + lane / 4) * OPERAND_ROW + (k * SPLITS + split) * 8 + lane % 4;
-      const u32 b0 = from[0], b1 = from[4];
+      const uint4 words = *(const uint4*)(first + n * 8 * OPERAND_ROW + k * 8);
 #pragma unroll
-      for (int i = 0; i < TILES_OF_WARP; i++) mma(totals.at[i][n], weights.at(i * PARTS + k), b0, b1);
+      for (int i = 0; i < TILES_OF_WARP; i++) mma(totals.at[i][n], weights.at(i * PARTS + k), words.x, words.y);
+#pragma unroll
+      for (int i = 0; i < TILES_OF_WARP; i++) mma(totals.at[i][n], weights.at(i * PARTS + k + 1), words.z, words.w);
     }
+  if constexpr (PARTS % 2 == 1) {
+#pragma unroll
+    for (int n = 0; n < TILE / 8; n++) {
+      const u32* from = first - lane % 4 * 2 + n * 8 * OPERAND_ROW + (PARTS - 1) * 8;
+      const uint2 words = *(const uint2*)from;
+#pragma unroll
+      for (int i = 0; i < TILES_OF_WARP; i++) mma(totals.at[i][n], weights.at(i * PARTS + PARTS - 1), words.x, words.y);
+    }
+  }
 }
 DEV void multiply(Weights& weights, const u32* operand, float* sums) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = warp % ROW_WARPS, split = warp / ROW_WARPS;
+  const int warp = thread() / 32, lane = thread() % 32, column = warp % ROW_WARPS, split = warp / ROW_WARPS;
   Totals totals;
   multiply(weights, operand, totals);
   if (split >= SPLITS) return;
+  float* first = sums + (split * TILE + lane % 4 * 2) * SUMS_ROW + column * 16 + lane / 4;
 #pragma unroll
   for (int i = 0; i < TILES_OF_WARP; i++) {
     const int tile = i * ROW_WARPS + column;
@@ -142,8 +163,7 @@ DEV void multiply(Weights& weights, const u32* operand, float* sums) {
     for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
       for (int j = 0; j < 4; j++)
-        sums[(split * TILE + n * 8 + lane % 4 * 2 + (j & 1)) * SUMS_ROW + tile * 16 + lane / 4 + (j >> 1) * 8] =
-            totals.at[i][n][j];
+        first[i * ROW_WARPS * 16 + (j >> 1) * 8 + (n * 8 + (j & 1)) * SUMS_ROW] = totals.at[i][n][j];
   }
 }
 #endif
@@ -152,7 +172,7 @@ DEV void multiply(Weights& weights, const u32* operand, float* sums) {
 // be computed at once, in more registers than the loop over time needs.
 template <class Weight>
 DEV void load_weights(Weights& weights, Weight weight) {
-  float4 staged[WEIGHTS];
+  float4 staged[ROOM(WEIGHTS)];
 #pragma unroll 1
   for (int i = 0; i < WEIGHTS; i++) staged[i] = piece_of(i, weight);
 #pragma unroll

@@ -1,0 +1,239 @@
+"""One direction of one layer without its tensors: what it computes, by a kernel and by the formula.
+
+No derivatives of the kernel here: see `library`. The formula is plain torch, which differentiates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cellfuse.cell import Cell, cell_of_reference
+from cellfuse.codegen.cpu.layout import Sizes
+from cellfuse.errors import ShapeError
+from cellfuse.runtime import cuda_step, eager
+from cellfuse.runtime.case import Case, Weights
+from cellfuse.runtime.fused import Fused, Kept, fused_step
+from cellfuse.runtime.per_step import PerStep
+from cellfuse.runtime.times import Times, packed_times, starts
+
+_BUFFERS = ("products", "kept", "kept_numbers", "output")
+
+
+class Runner(Protocol):
+    """A cell's step over time, compiled for given sizes: `fused.Fused`, or what a GPU has instead."""
+
+    def forward(
+        self, x: Tensor, times: Times, states: list[Tensor], weights: Weights, *, keep: bool
+    ) -> tuple[Tensor, list[Tensor], Kept | None]:
+        """(output, final states, what `backward` reads), see `Fused.forward`."""
+
+    def backward(
+        self,
+        x: Tensor,
+        times: Times,
+        weights: Weights,
+        kept: Kept,
+        output_gradient: Tensor,
+        state_gradients: list[Tensor],
+        *,
+        needs_x: bool,
+    ) -> tuple[Tensor | None, list[Tensor], dict[str, Tensor]]:
+        """Gradients of x (unless it needs none), of the initial states and of each weight."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What is not a tensor in one call, and the names of what is.
+
+    Attributes:
+        cell: the cell.
+        sizes: of its axes.
+        has_bias: of the layer.
+        is_reverse: the last time step is computed first.
+        recompute: keep only states for the backward pass.
+        names: of the weights, in order.
+        backend: whose kernels run it, "cpu" or "cuda".
+
+    Values are the tensors (x, *states, *weights): x [T, B, I], or [N, I] if packed; states [B, H].
+    """
+
+    cell: Cell
+    sizes: Sizes
+    has_bias: bool
+    is_reverse: bool
+    recompute: bool
+    names: tuple[str, ...]
+    backend: str = "cpu"
+
+    def kernel(self, x: Tensor) -> Fused | PerStep:
+        """What knows the memory of the kernels for tensors as x."""
+        given = self.cell, self.has_bias, self.sizes, x.dtype
+        if self.backend == "cuda":
+            return cuda_step.per_step(*given, x.device, self.recompute)
+        return fused_step(*given, self.recompute)
+
+    def runner(self, x: Tensor, batch: int, is_operator: bool) -> Runner:
+        """What runs the loops. An operator needs one that leaves what `kernel` says."""
+        if self.backend != "cuda" or self.recompute or (is_operator and x.dtype != torch.float32):
+            return self.kernel(x)
+        want = cuda_step.wanted(self.cell, self.has_bias, self.sizes, x.dtype, batch)
+        return cuda_step.runner(want, x.device)
+
+    def split(self, values: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+        """(x, states, weights by name)."""
+        count = 1 + len(self.cell.states)
+        return values[0], list(values[1:count]), dict(zip(self.names, values[count:], strict=True))
+
+    def times(self, values: Sequence[Tensor], batch_sizes: Tensor | None) -> Times:
+        """The time steps."""
+        x, batch = values[0], values[1].shape[0]
+        if batch_sizes is None:
+            return Times(starts(x.shape[0], batch), batch, self.is_reverse)
+        return packed_times(batch_sizes, len(x), batch, self.is_reverse)
+
+    # by the kernel
+
+    def forward(
+        self, values: Sequence[Tensor], times: Times, *, keep: bool, is_operator: bool = False
+    ) -> tuple[list[Tensor], Kept | None]:
+        """[output, *final states] and, if `keep`, what `backward` reads."""
+        x, states, weights = self.split(values)
+        runner = self.runner(x, states[0].shape[0], is_operator)
+        output, finals, kept = runner.forward(_rows(x), times, states, weights, keep=keep)
+        return [output, *finals], kept
+
+    def backward(
+        self,
+        gradients: Sequence[Tensor],
+        values: Sequence[Tensor],
+        times: Times,
+        kept: Kept,
+        *,
+        needs_x: bool = True,
+        is_operator: bool = False,
+    ) -> list[Tensor | None]:
+        """The gradient of each value, that of x only if it is needed, from those of output and states."""
+        x, states, weights = self.split(values)
+        runner, rest = self.runner(x, states[0].shape[0], is_operator), list(gradients[1:])
+        dx, dstates, dweights = runner.backward(
+            _rows(x), times, weights, kept, gradients[0], rest, needs_x=needs_x
+        )
+        return [
+            None if dx is None else dx.view(x.shape),
+            *dstates,
+            *(dweights[name].contiguous() for name in self.names),
+        ]
+
+    def buffers(self, kernel: Fused | PerStep) -> list[str]:
+        """Names of the buffers that `forward` leaves for `backward`."""
+        names = [name for name in _BUFFERS if kernel.layout.strides.get(name)]
+        return [name for name in names if name != "products" or not self.recompute]
+
+    def shapes(self, values: Sequence[Tensor], batch_sizes: Tensor | None, keep: bool) -> list[tuple]:
+        """(shape, dtype) of what `forward` returns. The numbers may be symbols of torch.compile."""
+        x, states, _ = self.split(values)
+        kernel, batch = self.kernel(x), states[0].shape[0]
+        shape = kernel.columns.shape(kernel.program.output)
+        width = {"H": self.sizes.hidden, "P": self.sizes.projected}
+        steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
+        rows = x.shape[0] if batch_sizes is not None else steps * batch
+        made = [([*x.shape[:-1], width[shape[0]]], x.dtype)]
+        made += [([batch, width[s[0]]], x.dtype) for s in kernel.shapes]
+        if keep:
+            made += [([steps + 1, batch, size], kernel.real) for size in kernel.widths]
+            made += [
+                ([rows, kernel.layout.strides[name]], kernel.dtype_of(name)) for name in self.buffers(kernel)
+            ]
+        return made
+
+    # by the formula
+
+    def formula(self, values: Sequence[Tensor], batch_sizes: Tensor | None) -> tuple[Tensor, ...]:
+        """(output, *final states), differentiable to every order and in every mode."""
+        x, states, weights = self.split(values)
+        sizes = self.sizes
+        case = Case(
+            self.cell, self.has_bias, sizes.hidden, sizes.projected, sizes.heads, 1, 1, 0.0, (), x, ()
+        )
+        alive = None if batch_sizes is None else batch_sizes.tolist()
+        output, finals = eager.run_direction(case, weights, x, tuple(states), self.is_reverse, alive)
+        return output, *finals
+
+    def formula_gradients(
+        self, gradients: Sequence[Tensor], values: Sequence[Tensor], batch_sizes: Tensor | None
+    ) -> list[Tensor]:
+        """As `backward` returns them; differentiable, too."""
+        pull = torch.func.vjp(lambda *v: self.formula(v, batch_sizes), *values)[1]
+        return list(pull(tuple(gradients)))
+
+    # as a text, which is what operators of torch take
+
+    @property
+    def text(self) -> str:
+        """The direction as one line."""
+        flags = self.has_bias, self.is_reverse, self.recompute
+        return direction_text(self.cell, self.sizes, *flags, self.names, self.backend)
+
+
+def direction_text(
+    cell: Cell,
+    sizes: Sizes,
+    has_bias: bool,
+    is_reverse: bool,
+    recompute: bool,
+    names: Sequence[str],
+    backend: str,
+) -> str:
+    """`Direction.text`, for torch.compile, which cannot look into the making of a Direction."""
+    numbers = f"H={sizes.hidden} P={sizes.projected} N={sizes.heads}"
+    flags = f"bias={int(has_bias)} reverse={int(is_reverse)} recompute={int(recompute)}"
+    return f"{cell.reference} {backend} {numbers} {flags} {' '.join(names)}"
+
+
+@lru_cache(maxsize=1024)
+def direction_of(text: str) -> Direction:
+    """The direction with this text."""
+    reference, backend, *rest = text.split(" ")
+    H, P, N, *flags = (int(part.partition("=")[2]) for part in rest[:6])
+    has_bias, is_reverse, recompute = map(bool, flags)
+    names = tuple(name for name in rest[6:] if name)
+    cell, sizes = cell_of_reference(reference), Sizes(H, P, N)
+    return Direction(cell, sizes, has_bias, is_reverse, recompute, names, backend)
+
+
+def check_shapes(direction: Direction, values: Sequence[Tensor]) -> None:
+    """The tensors an operator is given have the sizes that the kernel will take for granted."""
+    x, states, weights = direction.split(values)
+    sizes, columns = direction.sizes, direction.kernel(x).columns
+    width = {"H": sizes.hidden, "P": sizes.projected, "N": sizes.hidden // sizes.heads}
+    gates = len(direction.cell.input_gates)
+    wanted: dict[str, list[int]] = {}
+    if gates:
+        wanted |= {"weight_ih": [gates * sizes.hidden, x.shape[-1]], "bias_ih": [gates * sizes.hidden]}
+    for name, first, count in columns.sources.values():
+        if count > 0:
+            last = wanted.get(name, [0])[0]
+            wanted[name] = [max(last, first + count)]
+    batch = states[0].shape[0] if states else 0
+    shapes = direction.kernel(x).shapes
+    named = {
+        f"state {k}": (value, [batch, width[shape[0]]])
+        for k, (value, shape) in enumerate(zip(states, shapes, strict=True))
+    }
+    named |= {name: (value, wanted[name]) for name, value in weights.items() if name in wanted}
+    for name, (value, shape) in named.items():
+        if list(value.shape[: len(shape)]) != shape or value.dtype != x.dtype:
+            raise ShapeError(
+                f"cellfuse operator: {name} is {list(value.shape)} {value.dtype}, expected {shape} {x.dtype}"
+            )
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[N, I], dense."""
+    return x.reshape(-1, x.shape[-1]).contiguous()
