@@ -101,7 +101,7 @@ class OpenMP:
         self._parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         self._parallel.restype = None
         names = (library.omp_get_thread_num, library.omp_get_num_threads)
-        self._queries = [ctypes.cast(name, ctypes.c_void_p).value for name in names]
+        self._queries = [ctypes.cast(name, ctypes.c_void_p).value or 0 for name in names]
         self._process = os.getpid()
 
     def run(self, function: int, call: int, threads: int) -> None:

@@ -130,7 +130,7 @@ class _Driver:
     def _share(self, total: Int, unit: int = 1) -> tuple[str, str]:
         """This thread's part of some units of work."""
         code = self.code
-        size = code.let(f"udiv i64 {code.add(code.add(total, -1), '%count')}, %count")
+        size: Int = code.let(f"udiv i64 {code.add(code.add(total, -1), '%count')}, %count")
         size = code.mul(code.let(f"udiv i64 {code.add(size, unit - 1)}, {unit}"), unit)
         first = code.smaller(code.mul("%thread", size), total)
         return first, code.smaller(code.add(first, size), total)
