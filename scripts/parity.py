@@ -57,7 +57,7 @@ def values(layer, form, seed, dtype):
     return [*results, *torch.autograd.grad(loss, wanted)]
 
 
-def compare(name, options, form, backend, seeds=(0, 1, 2)):
+def compare(name, options, form, backend, seeds=range(6)):
     """(largest float64 difference, float32 error against float64 over twice torch's).
 
     The float32 error of a seed is the largest over outputs, states and gradients of |error| / |value|,
