@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cellfuse.codegen.cuda.spread import Device
+from cellfuse.codegen.cuda.plan import Device
 from cellfuse.runtime import cuda, cuda_step
 from gpu.emulator.launcher import WHY_NOT, Emulator
 
@@ -33,7 +33,8 @@ def script(monkeypatch):
     monkeypatch.setattr(cuda, "DEVICE", "cpu")
     monkeypatch.setattr(cuda, "_why_no_device", lambda index: "")
     monkeypatch.setattr(cuda_step, "launcher_of", lambda device: Emulated())
-    monkeypatch.setattr(cuda_step, "device_of", lambda device: Device(8, 227 * 1024, True))
+    small = Device((9, 0), 8, 227 * 1024, ((2, 4), (4, 2)))
+    monkeypatch.setattr(cuda_step, "device_of", lambda device: small)
     cuda_step.clear()
     yield module
     cuda_step.clear()

@@ -5,29 +5,22 @@ import pytest
 import cellfuse as cf
 from cellfuse.codegen.cuda.compile import compile, why_not
 from cellfuse.codegen.cuda.persistent import Persistent
-from cellfuse.codegen.cuda.spread import Device, spread
+from cellfuse.codegen.cuda.plan import A100, B200, H100, RTX5090, plan
 from cellfuse.codegen.cuda.step import step_functions
 from cellfuse.codegen.lower import lower
 from gpu import machine_code, nvrtc
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
 
-DEVICES = {
-    "sm_80": Device(108, 163 << 10, has_clusters=False),
-    "sm_90": Device(132, 227 << 10, has_clusters=True),
-    "sm_100": Device(148, 227 << 10, has_clusters=True),
-    "sm_120": Device(170, 99 << 10, has_clusters=True),
-}
+DEVICES = {"sm_80": A100, "sm_90": H100, "sm_100": B200, "sm_120": RTX5090}
 NAMES = ("lstm", "gru", "rnn", "peephole_lstm", "slstm")
-STEPS = {name: step_functions(lower(cf.cells.find(name).step), 64) for name in NAMES}
+PROGRAMS = {name: lower(cf.cells.find(name).step) for name in NAMES}
 
 
 def planned(name, units, batch, precision, device):
-    """The best kernel of each loop."""
-    found = [
-        spread(STEPS[name], loop, units, 1, precision, batch, device)[:1] for loop in ("forward", "backward")
-    ]
-    return [one for each in found for one in each]
+    """The kernels of the plan, if there are any."""
+    found = plan(PROGRAMS[name], units, batch=batch, precision=precision, device=device)
+    return [kernel for kernel in (found.infer, found.forward, found.backward) if kernel]
 
 
 def check(kernels, arch):
@@ -62,13 +55,13 @@ def test_every_planned_kernel_fits(name, precision):
         kernel
         for units in (64, 100, 160, 256, 512, 768, 1024)
         for batch in (1, 16, 64, 256)
-        for kernel in planned(name, units, batch, precision, DEVICES["sm_90"])
+        for kernel in planned(name, units, batch, precision, H100)
     ]
     check(list({kernel.kernel().text: kernel for kernel in kernels}.values()), "sm_90")
 
 
 def kernel_of(loop, exchange, ctas, **how):
-    return Persistent(STEPS["lstm"], loop, 256, exchange=exchange, ctas=ctas, **how)
+    return Persistent(step_functions(PROGRAMS["lstm"], 256), loop, 256, exchange=exchange, ctas=ctas, **how)
 
 
 def loop_of(kernel, tmp_path):

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 
 from cellfuse.cell import Cell
 from cellfuse.codegen.cpu.layout import Sizes
-from cellfuse.codegen.cuda.persistent import LOOPS, Persistent
-from cellfuse.codegen.cuda.spread import TIERS, Device, described, spread
-from cellfuse.codegen.cuda.step import step_functions, why_no_step
+from cellfuse.codegen.cuda import plan as spreading
+from cellfuse.codegen.cuda.persistent import Persistent
+from cellfuse.codegen.cuda.plan import Device
 from cellfuse.codegen.lower import lower
-from cellfuse.codegen.program import Program
 from cellfuse.runtime.cuda_driver import Driver, driver_of
 from cellfuse.runtime.per_step import PerStep
 from cellfuse.runtime.precision import is_tf32
 from cellfuse.runtime.whole_loop import WholeLoop
 
 Runner = PerStep | WholeLoop
+# How the CTAs of each tier give each other the state.
+EXCHANGES = {"one CTA": "none", "cluster": "messages", "grid": "write_once"}
 _PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -32,11 +33,13 @@ class Plan:
             over so much of the device; "per step": a product by cuBLAS and a kernel, step by step.
         reason: why, in words.
         spread: the kernel of each loop; empty per step.
+        at_once: sequences that one launch may work on.
     """
 
     tier: str
     reason: str
     spread: tuple[tuple[str, Persistent], ...] = ()
+    at_once: int = 0
 
     def __str__(self) -> str:
         return f"{self.tier}: {self.reason}"
@@ -81,53 +84,42 @@ def plan(want: Wanted, device: torch.device) -> Plan:
     """The plan of a case."""
     if want.tier == "per step":
         return Plan("per step", "it was asked for")
-    why = _why_per_step(want)
-    if why:
-        return Plan("per step", why)
-    step = step_functions(_program(want), want.sizes.hidden)
-    heads = want.sizes.heads if step.is_blocks else 1
-    units, at = want.sizes.hidden // heads, device_of(device)
-    launcher, found = launcher_of(device), {}
-    for loop in LOOPS:
-        ways = spread(step, loop, units, heads, want.precision, want.batch, at, want.tier)
-        found[loop] = next((one for one in ways if _has_room(one, want.batch, launcher, at)), None)
-    chosen = tuple((loop, one) for loop, one in found.items() if one is not None)
-    # In float32 both ways leave the same for the backward loop.
-    is_enough = "forward" in dict(chosen) and want.dtype == torch.float32
-    if len(chosen) < len(LOOPS) and not is_enough:
-        where = f"the {want.tier} tier" if want.tier else "registers and shared memory"
-        return Plan(
-            "per step", f"the recurrent weights in {want.precision} do not fit {where}, or not in time"
+    precision = "fp64" if want.dtype == torch.float64 else want.precision
+    program = lower(want.cell.step if want.has_bias else want.cell.step_without_bias)
+    is_blocks = any(len(leaf.shape) == 3 for leaf in program.step.of_role("matrix"))
+    heads, at = want.sizes.heads if is_blocks else 1, device_of(device)
+    launcher = launcher_of(device)
+    while True:
+        found = spreading.plan(
+            program,
+            want.sizes.hidden // heads,
+            heads=heads,
+            batch=want.batch,
+            precision=precision,
+            device=at,
+            exchange=EXCHANGES.get(want.tier, ""),
         )
-    return Plan(TIERS[dict(chosen)["forward"].exchange], _described(dict(chosen)), chosen)
+        reason = found.reason.removeprefix(f"tier {found.tier}: ")
+        if found.forward is None or found.infer is None or found.backward is None:
+            return Plan("per step", reason)
+        loops = {"infer": found.infer, "forward": found.forward, "backward": found.backward}
+        lost = next((one for one in loops.values() if not _has_room(one, found.at_once, launcher)), None)
+        if lost is None:
+            exchange = found.forward.exchange
+            tier = next(name for name, each in EXCHANGES.items() if each == exchange)
+            return Plan(tier, f"{precision}, {reason}", tuple(loops.items()), found.at_once)
+        if lost.cluster == 1:
+            return Plan("per step", f"{lost.ctas} CTAs do not find room on this device at the same time")
+        clusters = tuple(pair for pair in at.clusters if pair[0] != lost.cluster)
+        at = replace(at, clusters=clusters)
 
 
-def _has_room(one: Persistent, batch: int, launcher: Driver, device: Device) -> bool:
+def _has_room(one: Persistent, batch: int, launcher: Driver) -> bool:
     """Whether CTAs that wait for each other can run at the same time; compiles the kernel."""
     kernel = one.kernel()
     if one.cluster == 1 and not kernel.is_cooperative:
         return True
-    return launcher.fits(
-        kernel, kernel.entries[0], one.grid(min(batch, one.at_once(device.processors, batch)))[0]
-    )
-
-
-def _why_per_step(want: Wanted) -> str:
-    if want.dtype == torch.float64:
-        return "kernels of the whole loop compute in float32"
-    return why_no_step(_program(want))
-
-
-def _program(want: Wanted) -> Program:
-    return lower(want.cell.step if want.has_bias else want.cell.step_without_bias)
-
-
-def _described(spread: dict[str, Persistent]) -> str:
-    parts = [
-        f"{described(spread[loop])} {loop}" if loop in spread else f"per step {loop}"
-        for loop in ("forward", "backward")
-    ]
-    return f"whole loop in one kernel, {spread['forward'].precision}, {'; '.join(parts)}"
+    return launcher.fits(kernel, kernel.entries[0], one.grid(batch)[0])
 
 
 def launcher_of(device: torch.device) -> Driver:
@@ -139,10 +131,14 @@ def launcher_of(device: torch.device) -> Driver:
 def device_of(device: torch.device) -> Device:
     """What a spread depends on."""
     found = torch.cuda.get_device_properties(device)
+    count, largest = found.multi_processor_count, {9: 16, 10: 16}.get(found.major, 8)
+    sizes = tuple(size for size in (2, 4, 8, 16) if found.major >= 9 and size <= largest)
     return Device(
-        processors=found.multi_processor_count,
+        capability=(found.major, found.minor),
+        processors=count,
         shared_bytes=found.shared_memory_per_block_optin,  # type: ignore[attr-defined]
-        has_clusters=found.major >= 9,
+        # A guess: processors come in groups of about 16, not all of them whole.
+        clusters=tuple((size, max(1, count // size - (size == 16))) for size in sizes),
     )
 
 
@@ -166,8 +162,7 @@ def runner(want: Wanted, device: torch.device) -> Runner:
     made = plan(want, device)
     if not made.spread:
         return around
-    step = dict(made.spread)["forward"].step
-    return WholeLoop(around, step, dict(made.spread), launcher_of(device), device_of(device).processors)
+    return WholeLoop(around, dict(made.spread), made.at_once, launcher_of(device))
 
 
 def clear() -> None:

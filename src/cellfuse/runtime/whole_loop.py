@@ -29,28 +29,22 @@ class WholeLoop:
 
     Args:
         around: the same step by step, whose layout of memory this shares.
-        step: its functions.
-        spread: the kernel of each loop; in float32 a missing one runs step by step.
+        spread: the kernel of each loop.
+        at_once: sequences that one launch may work on.
         launcher: of the device.
-        processors: of the device.
     """
 
     def __init__(
-        self,
-        around: PerStep,
-        step: Step,
-        spread: dict[str, Persistent],
-        launcher: Launcher,
-        processors: int,
+        self, around: PerStep, spread: dict[str, Persistent], at_once: int, launcher: Launcher
     ) -> None:
-        self.around, self.step, self.spread, self.launcher = around, step, spread, launcher
-        self.processors = processors
+        self.around, self.spread, self.at_once, self.launcher = around, spread, at_once, launcher
+        self.step: Step = spread["forward"].step
         self.cell: Cell = around.cell
         self.program, self.layout, self.columns = around.program, around.layout, around.columns
         self.dtype, self.sizes = around.dtype, around.layout.sizes
-        self.heads = next(iter(spread.values())).heads
+        self.heads = spread["forward"].heads
         self._kernels: dict[str, CudaKernel] = {}
-        self._written = {column: k for k, column in enumerate(step.written)}
+        self._written = {column: k for k, column in enumerate(self.step.written)}
 
     def kernel(self, loop: str) -> CudaKernel:
         """The kernel of a loop, written at first use."""
@@ -62,22 +56,19 @@ class WholeLoop:
 
     def _launch(self, loop: str, times: Times, tensors: dict[str, Tensor], like: Tensor) -> None:
         one, kernel = self.spread[loop], self.kernel(loop)
+        most = min(self.at_once, times.batch)
+        exchange = like.new_empty(one.exchange_words(times.steps, most), dtype=torch.int32)
+        counters = like.new_empty(one.counters(most), dtype=torch.int32)
         given = {name: value.data_ptr() for name, value in tensors.items()}
+        given |= {"exchange": exchange.data_ptr(), "counters": counters.data_ptr()}
         given |= {"steps": times.steps, "batch": times.batch, "reversed": int(times.is_reverse)}
-        at_once = one.at_once(self.processors, times.batch)
-        for first in range(0, times.batch, at_once):
-            batch = min(at_once, times.batch - first)
-            words, counters = one.exchange_words(times.steps, batch), one.counters(batch)
-            # Kept in `tensors` until the launch is on its way.
-            if words:
-                tensors["exchange"] = like.new_full((words,), -1, dtype=torch.int32)
-                given["exchange"] = tensors["exchange"].data_ptr()
-            if counters:
-                tensors["counters"] = like.new_zeros(counters, dtype=torch.int32)
-                given["counters"] = tensors["counters"].data_ptr()
+        for first in range(0, times.batch, most):
+            exchange.fill_(-1)
+            counters.zero_()
             given["first"] = first
             arguments = [given.get(parameter.name, 0) for parameter in kernel.parameters]
-            self.launcher.launch(kernel, kernel.entries[0], one.grid(batch), arguments)
+            grid = one.grid(min(most, times.batch - first))
+            self.launcher.launch(kernel, kernel.entries[0], grid, arguments)
 
     def _weights(self, weights: Weights, times: Times, like: Tensor) -> dict[str, Tensor]:
         """What the kernels read besides the sequence, in float32."""
@@ -108,8 +99,6 @@ class WholeLoop:
         self, x: Tensor, times: Times, states: list[Tensor], weights: Weights, *, keep: bool
     ) -> tuple[Tensor, list[Tensor], Kept | None]:
         """Run the cell over the sequence; arguments and results as `Fused.forward` has them."""
-        if ("forward" if keep else "infer") not in self.spread:
-            return self.around.forward(x, times, states, weights, keep=keep)
         with self._precision(x):
             return self._forward(x, times, states, weights, keep)
 
@@ -184,11 +173,8 @@ class WholeLoop:
         needs_x: bool,
     ) -> tuple[Tensor | None, list[Tensor], dict[str, Tensor]]:
         """Gradients of x (unless it needs none), of the initial states and of each weight."""
-        given = (x, times, weights, kept, output_gradient, state_gradients)
-        if "backward" not in self.spread:
-            return self.around.backward(*given, needs_x=needs_x)
         with self._precision(x):
-            return self._backward(*given, needs_x)
+            return self._backward(x, times, weights, kept, output_gradient, state_gradients, needs_x)
 
     def _backward(
         self,

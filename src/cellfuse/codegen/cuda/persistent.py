@@ -95,7 +95,7 @@ def _product(rows: int, depth: int, tile: int, threads: int, precision: str, sca
     return min(found, key=lambda option: option[:2])[2]
 
 
-# Cycles and bytes per cycle of an H100, as published or measured by others.
+# Cycles and bytes per cycle of an H100, as published or measured by others; see `plan.py`.
 SHARED_BANDWIDTH, SYNC = 128, 35
 MMA, MMA_LATENCY = 6.5, 33
 
@@ -291,17 +291,6 @@ class Persistent:
     def groups(self, batch: int) -> int:
         """How many groups so many sequences take."""
         return self.directions * self.heads * _up(batch, self.tile)
-
-    def groups_at_once(self, processors: int) -> int:
-        """How many groups a GPU runs at the same time; of the largest clusters some find no place."""
-        at_once = processors // self.ctas
-        return at_once - at_once // 8 if self.cluster == 16 else at_once
-
-    def at_once(self, processors: int, batch: int) -> int:
-        """Sequences of one launch: CTAs that wait for each other's memory must all be running."""
-        if self.exchange not in GRID_EXCHANGES:
-            return batch
-        return self.groups_at_once(processors) // (self.directions * self.heads) * self.tile
 
     def grid(self, batch: int) -> tuple[int, int, int]:
         """The grid of a launch for so many sequences."""
