@@ -188,7 +188,7 @@ def registers(kernel: Persistent) -> int:
     each = state + (step + kernel.constants["TOTALS"] if kernel.is_backward else kernel.constants["KEPT"])
     if kernel.exchange == "write_once" and kernel.is_backward:
         each += 4
-        sums += 12
+        sums += 28
     return REGISTERS_FOR_THE_REST - 30 + kernel.held * 4 + sums + items * each
 
 
