@@ -1,7 +1,10 @@
 """Compiled kernels on disk: used again, checked, and never from a folder that others can write to."""
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -48,6 +51,65 @@ def test_a_damaged_file_is_compiled_again(place, damage):
         assert cache.load(("text",), compile) == b"machine code"
     assert cache.load(("text",), compile) == b"machine code"
     assert len(calls) == 2
+
+
+def test_no_changed_bit_and_no_shorter_file_is_believed(place):
+    compile, _ = counted(bytes(range(256)))
+    cache.load(("text",), compile)
+    (file,) = place.glob("*.o")
+    whole = file.read_bytes()
+    damaged = [whole[:length] for length in range(1, len(whole), 7)]
+    for bit in range(0, 8 * len(whole), 11):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        file.write_bytes(content)
+        with pytest.warns(RuntimeWarning, match="damaged"):
+            assert cache.load(("text",), compile) == bytes(range(256))
+    assert file.read_bytes() == whole
+
+
+def test_a_whole_file_under_another_name_is_not_believed(place):
+    cache.load(("one",), lambda: b"one")
+    (first,) = place.glob("*.o")
+    cache.load(("two",), lambda: b"two")
+    (second,) = set(place.glob("*.o")) - {first}
+    second.write_bytes(first.read_bytes())
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        assert cache.load(("two",), lambda: b"two") == b"two"
+
+
+def test_nobody_knowing_where_home_is_is_no_error(monkeypatch):
+    monkeypatch.delenv("CELLFUSE_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache.Path, "home", home)
+    assert cache.load(("text",), lambda: b"code") == b"code"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_full_disk_and_a_killed_writer_leave_nothing_that_is_believed(place):
+    """In processes of their own, because the limit cannot be raised again."""
+    code = (
+        "import resource, signal, sys, os\n"
+        "from cellfuse.codegen import cache\n"
+        "if sys.argv[1] == 'full':\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "else:\n"
+        "    os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "print(len(cache.load(('text',), lambda: bytes(5000))))\n"
+    )
+    for how, status in (("full", 0), ("killed", -signal.SIGKILL)):
+        done = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        assert not list(place.glob("*.o"))
+    compile, calls = counted()
+    assert cache.load(("text",), compile) == b"machine code"
+    assert calls == [1]
 
 
 def test_a_folder_that_others_can_write_to_is_not_used(place):

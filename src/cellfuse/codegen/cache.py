@@ -23,12 +23,12 @@ def folder() -> Path | None:
     given = os.environ.get("CELLFUSE_CACHE")
     if given == "":
         return None
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(given) if given else Path(base) / "cellfuse"
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        path = Path(given) if given else Path(base) / "cellfuse"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
-    except OSError:
+    except (OSError, RuntimeError):  # no folder can be made, or nobody knows where home is
         return None
     if hasattr(os, "getuid") and status.st_uid != os.getuid():
         return None
@@ -51,12 +51,17 @@ def load(parts: tuple[str, ...], compile: Callable[[], bytes]) -> bytes:
     except OSError:
         found = b""
     if found:
-        if hashlib.sha256(found[_LENGTH:]).digest() == found[:_LENGTH]:
+        if _seal(key.digest(), found[_LENGTH:]) == found[:_LENGTH]:
             return found[_LENGTH:]
         warnings.warn(f"{file} was damaged and is compiled again", RuntimeWarning, stacklevel=2)
     code = compile()
-    _write(file, hashlib.sha256(code).digest() + code)
+    _write(file, _seal(key.digest(), code) + code)
     return code
+
+
+def _seal(key: bytes, code: bytes) -> bytes:
+    """Of the code under its own name: a whole file in another's place is no less wrong."""
+    return hashlib.sha256(key + code).digest()
 
 
 def _write(file: Path, content: bytes) -> None:
