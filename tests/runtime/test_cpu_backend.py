@@ -1,6 +1,8 @@
 """The cpu backend through the layer: what it refuses and why, derivatives of every kind, torch.compile."""
 
+import os
 import threading
+import time
 import warnings
 
 import pytest
@@ -214,49 +216,73 @@ def test_the_backend_is_in_the_table():
     assert next(iter(choice.BACKENDS)) == "cpu"
 
 
-@pytest.mark.parametrize("batch", [37, 3])
-@pytest.mark.parametrize("pool", ["OpenMP", "Python threads"])
-@pytest.mark.parametrize("name", ["gru", "layer_norm_lstm", "slstm"])
-def test_threads_share_the_work(name, pool, batch, monkeypatch):
+@pytest.fixture
+def three_threads(monkeypatch):
+    """Three threads for anything, however short, and chunks of few rows."""
+    if openmp() is None:
+        pytest.skip("torch has no OpenMP library that can be called")
     monkeypatch.setattr("cellfuse.runtime.fused._WORTH", 1)
     monkeypatch.setattr("cellfuse.runtime.fused.CHUNK", 1 << 10)
     monkeypatch.setattr("cellfuse.runtime.fused.ROWS", 20)
-    if pool != "OpenMP":
-        monkeypatch.setattr("cellfuse.runtime.kernel_call.openmp", lambda: None)
-    elif openmp() is None:
-        pytest.skip("torch has no OpenMP library that can be called")
-    ours, eager = pair(name, 3, 10, num_layers=1, bidirectional=True)
-    x = torch.randn(9, batch, 3, dtype=torch.float64)
     SESSIONS.clear()
     torch.set_num_threads(3)
-    try:
+    yield
+    torch.set_num_threads(1)
+    SESSIONS.clear()
+
+
+# With 16 inputs and 32 units in one direction, the quick way of a layer; else the general one.
+@pytest.mark.parametrize("sizes", [(3, 10, True), (16, 32, False)])
+@pytest.mark.parametrize("batch", [37, 3])
+@pytest.mark.parametrize("name", ["gru", "layer_norm_lstm", "slstm", "peephole_lstm"])
+def test_threads_share_the_work(name, batch, sizes, three_threads):
+    ours, eager = pair(name, *sizes[:2], num_layers=1, bidirectional=sizes[2])
+    x = torch.randn(9, batch, sizes[0], dtype=torch.float64)
+    for _ in range(2):
         got = results(ours, x)
-        with torch.no_grad():
-            output = ours(x)[0]
-    finally:
-        torch.set_num_threads(1)
-        SESSIONS.clear()
-    for value, want in zip(got, results(eager, x), strict=True):
-        assert_same(value, want, tolerance=1e-10)
-    assert_same(output, got[0])
+        for value, want in zip(got, results(eager, x), strict=True):
+            assert_same(value, want, tolerance=1e-10)
+    with torch.no_grad():
+        assert_same(ours(x)[0], got[0])
+        assert_same(ours(x)[0], got[0])
 
 
-def test_fewer_threads_than_asked_for_do_the_same(monkeypatch):
-    monkeypatch.setattr("cellfuse.runtime.fused._WORTH", 1)
-    if openmp() is None:
-        pytest.skip("torch has no OpenMP library that can be called")
-    run = OpenMP.run
-    monkeypatch.setattr(OpenMP, "run", lambda self, function, call, threads: run(self, function, call, 2))
+def test_without_openmp_there_is_one_thread(three_threads, monkeypatch):
+    monkeypatch.setattr("cellfuse.runtime.kernel_call.openmp", lambda: None)
     ours, eager = pair("lstm", 3, 10)
     x = torch.randn(9, 37, 3, dtype=torch.float64)
-    SESSIONS.clear()
-    torch.set_num_threads(3)
-    try:
-        got = results(ours, x)
-    finally:
-        torch.set_num_threads(1)
-    for value, want in zip(got, results(eager, x), strict=True):
+    for value, want in zip(results(ours, x), results(eager, x), strict=True):
         assert_same(value, want, tolerance=1e-10)
+
+
+def test_a_forked_process_does_not_wait_for_its_parents_threads(three_threads):
+    layer, x = cf.GRU(16, 32, backend="cpu"), torch.randn(9, 37, 16)
+    want = layer(x)[0].detach()
+    torch.randn(400, 400) @ torch.randn(400, 400)  # torch's threads run, too
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        is_same = torch.allclose(layer(x)[0], want) and torch.allclose(layer(x.clone())[0], want)
+        os._exit(0 if is_same else 1)
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.1)
+    os.kill(child, 9)
+    raise AssertionError("the forked process hangs")
+
+
+def test_fewer_threads_than_asked_for_do_the_same(three_threads, monkeypatch):
+    run = OpenMP.run
+    monkeypatch.setattr(OpenMP, "run", lambda self, function, call, threads: run(self, function, call, 2))
+    for sizes in ((3, 10), (16, 32)):
+        ours, eager = pair("lstm", *sizes)
+        x = torch.randn(9, 37, sizes[0], dtype=torch.float64)
+        for value, want in zip(results(ours, x), results(eager, x), strict=True):
+            assert_same(value, want, tolerance=1e-10)
 
 
 def sizes_of(layer):
@@ -294,3 +320,62 @@ def test_a_traced_layer_depends_on_its_input():
         traced = torch.jit.trace(lambda x: layer(x)[0], torch.randn(5, 2, 3), check_trace=False)
     x = torch.randn(5, 2, 3)
     torch.testing.assert_close(traced(x), layer(x)[0])
+
+
+def test_the_quick_way_sees_what_has_changed_since_its_last_call():
+    layer, x = cf.LSTM(16, 32), torch.randn(5, 3, 16)
+    with torch.no_grad():
+        before = layer(x)[0]
+        layer.weight_hh_l0 = torch.nn.Parameter(torch.zeros_like(layer.weight_hh_l0))
+        after = layer(x)[0]
+        assert not torch.equal(before[1:], after[1:])
+        assert_same(after, cf.LSTM.forward(layer, x.double().float())[0])
+        layer.backend = "aten"
+        assert choice.choose(layer._case(x, layer.initial_states(3, x)), layer.backend) == "aten"
+        torch.testing.assert_close(layer(x)[0], after)
+
+
+def test_the_quick_way_leaves_odd_states_to_the_general_one():
+    layer, x = cf.GRU(16, 32), torch.randn(5, 3, 16)
+    for wrong in (5, torch.zeros(1, 2, 32), (torch.zeros(1, 3, 32), None)):
+        with pytest.raises(
+            (cf.errors.ShapeError, cf.errors.InputError, cf.errors.OptionTypeError, TypeError)
+        ):
+            layer(x, wrong)
+    learned = torch.nn.Parameter(torch.randn(1, 3, 32))
+    layer(x, learned)[0].sum().backward()
+    eager = cf.GRU(16, 32, backend="eager")
+    eager.load_state_dict(layer.state_dict())
+    (want,) = torch.autograd.grad(eager(x, learned)[0].sum(), learned)
+    torch.testing.assert_close(learned.grad, want)
+
+
+def test_an_output_does_not_hold_what_is_kept_for_backward():
+    layer, x = cf.LSTM(16, 32), torch.randn(50, 3, 16)
+    output, _ = layer(x)
+    assert output.untyped_storage().nbytes() == output.numel() * 4
+    output.mul_(2)  # allowed, as of any output that is not needed again
+    output.sum().backward()
+
+
+def test_a_frozen_layer_gives_the_inputs_gradient_alone():
+    layer, x = cf.GRU(16, 32).requires_grad_(False), torch.randn(5, 3, 16, requires_grad=True)
+    eager = cf.GRU(16, 32, backend="eager").requires_grad_(False)
+    eager.load_state_dict(layer.state_dict())
+    for _ in range(2):
+        got, want = (torch.autograd.grad(each(x)[0].sum(), x)[0] for each in (layer, eager))
+        torch.testing.assert_close(got, want)
+        assert all(weight.grad is None for weight in layer.parameters())
+
+
+def test_saved_tensors_may_come_back_in_another_layout():
+    layer, x = cf.GRU(16, 32), torch.randn(5, 3, 16, requires_grad=True)
+    want = torch.autograd.grad(layer(x)[0].sum(), [x, *layer.parameters()])
+
+    def turned(value):
+        return value.t().contiguous() if value.dim() == 2 else value
+
+    with torch.autograd.graph.saved_tensors_hooks(turned, lambda v: v.t() if v.dim() == 2 else v):
+        got = torch.autograd.grad(layer(x)[0].sum(), [x, *layer.parameters()])
+    for value, wanted in zip(got, want, strict=True):
+        assert torch.equal(value, wanted)

@@ -108,34 +108,31 @@ def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
     if quick is None:
         return None
     weights: list[Tensor] = []
-    is_trained = torch.is_grad_enabled() and x.requires_grad
     for _, _, full, wanted in quick.weights:
         value = quick.look_up(layer, full)
         if value is None or value.shape != wanted or not is_plain(value, dtype):
             return None
         weights.append(value)
-    if torch.is_grad_enabled() and not is_trained:
-        given = () if hx is None else (hx,) if type(hx) is Tensor else hx
-        is_trained = any(value.requires_grad for value in (*weights, *given))
-    key = (is_trained, shape, dtype, torch.get_num_threads())
+    states: Any = ()
+    if hx is not None:
+        states = (hx,) if isinstance(hx, Tensor) else hx
+        if not isinstance(states, tuple | list) or len(states) != len(layer.cell.states):
+            return None
+        if not all(isinstance(value, Tensor) and is_plain(value, dtype) for value in states):
+            return None
+    is_trained = torch.is_grad_enabled() and any(v.requires_grad for v in (x, *weights, *states))
+    key = (is_trained, shape, dtype, torch.get_num_threads(), layer.backend)
     made = quick.take(key, lambda: _whole(layer, x, is_trained))
     if made is None:
         return None
-    try:
-        states: Any = ()
-        if hx is not None:
-            states = (hx,) if type(hx) is Tensor else hx
-            if not isinstance(states, tuple | list) or len(states) != len(made.initial):
-                return None
-            for value, wanted in zip(states, made.initial, strict=True):
-                if not is_plain(value, dtype) or value.shape != wanted.shape:
-                    return None
-        if is_trained:
-            output, finals = trained.run(made, x, states, weights)
-        else:
-            output, finals = made.run(x, states, weights)
-    finally:
+    if any(value.shape != wanted.shape for value, wanted in zip(states, made.initial, strict=False)):
         quick.give(key, made)
+        return None
+    if is_trained:
+        output, finals = trained.run(made, x, states, weights)
+    else:
+        output, finals = made.run(x, states, weights)
+    quick.give(key, made)  # not after an interrupt, which may have left it half changed
     return output, finals[0] if len(finals) == 1 else tuple(finals)
 
 
@@ -154,8 +151,9 @@ def _whole(layer: Layer, x: Tensor, is_trained: bool) -> Whole | Trained | None:
                 return None
             shapes = {name: value.shape for name, value in case.weights[0].items()}
             direction = Direction(layer.cell, sizes, layer.bias, False, False, tuple(names))
-            return Trained(direction, fused, times, x.shape[2], initial, shapes)
-        if not Whole.is_possible(fused):
+            made: Whole | Trained = Trained(direction, fused, times, x.shape[2], initial, shapes)
+        elif Whole.is_possible(fused):
+            made = Whole(fused, times, x.shape[2], initial, names)
+        else:
             return None
-        made = Whole(fused, times, x.shape[2], initial, names)
     return made if made.session.bytes <= _LARGEST else None

@@ -1,6 +1,7 @@
 """One direction of one layer on a CPU kernel: its memory, and one native call for the whole sequence.
 
-No autograd here: see `op`.
+No autograd here: see `library`. Longer than others because what the forward call leaves and the backward call
+finds has to be read together.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from cellfuse.cell import Cell
 from cellfuse.codegen.cpu import large
 from cellfuse.codegen.cpu.compile import Kernel, StepKernel
-from cellfuse.codegen.cpu.driver import OUTER
+from cellfuse.codegen.cpu.driver import OUT, OUTER, RIGHT
 from cellfuse.codegen.cpu.layout import Layout, Sizes
 from cellfuse.codegen.cpu.target import host
 from cellfuse.codegen.lower import lower
@@ -166,8 +167,17 @@ class Fused:
             )
             step = strides["gradients"] if outer.right.buffer == "gradients" else right_width
             place = seen.get(outer.right, at)
-            values: list[Any] = [low, high - low, 0, column, step, right_width, 0, widths[k], place]
-            values.append(outer.right in seen)
+            row = {
+                "left": low,
+                "width": high - low,
+                "column": column,
+                "right_step": step,
+                "right_width": right_width,
+                "out_step": widths[k],
+                "packed": place,
+                "is_packed": outer.right in seen,
+            }
+            values: list[Any] = [row.get(name, 0) for name in OUTER]
             session.outers[k * len(OUTER) : (k + 1) * len(OUTER)] = values
             if outer.right not in seen:
                 seen[outer.right] = at
@@ -395,8 +405,8 @@ class Fused:
                 out = made.data_ptr()
             other = x if is_input else before.get(outer.right, 0)
             at = k * len(OUTER)
-            session.outers[at + _RIGHT] = other.data_ptr() if isinstance(other, Tensor) else other
-            session.outers[at + _OUT] = out
+            session.outers[at + RIGHT] = other.data_ptr() if isinstance(other, Tensor) else other
+            session.outers[at + OUT] = out
         session.copy((), ())
         session.run()
         SESSIONS.give_back(session)
@@ -442,6 +452,3 @@ def fused_step(
     """The compiled step of a cell. The latest 256 are kept."""
     key = (cell, has_bias, sizes, dtype, recompute)
     return _fused.get(key, lambda: Fused(*key))
-
-
-_RIGHT, _OUT = OUTER.index("right"), OUTER.index("out")

@@ -1,5 +1,6 @@
 """One call of a CPU kernel: the tables it reads, its working memory, its threads.
 
+The threads are those of torch's OpenMP library; without one, and in a forked process, there is one thread.
 A `Session` is what calls of the same sizes have in common; a call only fills in addresses. Does not know
 what the buffers hold: see `fused`.
 """
@@ -11,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from cellfuse.codegen.cpu.compile import Driver, driver
 from cellfuse.codegen.cpu.driver import CALL
 from cellfuse.runtime.columns import Use
-from cellfuse.runtime.private import OpenMP, openmp
+from cellfuse.runtime.private import openmp
 
 if TYPE_CHECKING:
     from cellfuse.runtime.fused import Fused
@@ -71,7 +71,6 @@ class Session:
         self.outers: ctypes.Array[ctypes.c_int64] = (ctypes.c_int64 * 0)()
         self._arrived = (ctypes.c_int64 * 16)()
         self._tables = (ctypes.c_int64 * (len(layout.slots) * threads))()
-        self.openmp: OpenMP | None = openmp() if threads > 1 else None
         places, total = {}, 0
         for key, numbers in working.items():
             places[key] = total
@@ -181,33 +180,12 @@ class Session:
             self.set(first=0, last=self.steps, is_begin=1, is_end=1)
 
     def _enter(self) -> None:
-        run, call = self._run, self._address
-        if self.threads == 1:
-            run(call, 0, 1)
+        library = openmp() if self.threads > 1 else None
+        if library is None:
+            self._run(self._address, 0, 1)
             return
         self._arrived[0] = 0
-        if self.openmp is not None:
-            self.openmp.run(self.driver.enter[self.name], call, self.threads)
-            return
-        others = [_threads().submit(self._run_part, thread) for thread in range(1, self.threads)]
-        run(call, 0, self.threads)
-        for other in others:
-            other.result()
-
-    def _run_part(self, thread: int) -> None:
-        # A thread holds `self`, and so the memory: after an interrupt it goes on while nobody waits for it.
-        self._run(self._address, thread, self.threads)
-
-
-_pool: dict[int, ThreadPoolExecutor] = {}
-
-
-def _threads() -> ThreadPoolExecutor:
-    """Python threads, which run kernels at the same time because their calls release the lock."""
-    process = os.getpid()  # a forked process has none of its parent's threads
-    if process not in _pool:
-        _pool[process] = ThreadPoolExecutor(max(1, torch.get_num_threads() - 1), "cellfuse")
-    return _pool[process]
+        library.run(self.driver.enter[self.name], self._address, self.threads)
 
 
 class Sessions:
@@ -238,6 +216,10 @@ class Sessions:
             while self._held > _HELD or len(self._free) > 64:
                 self._held -= self._free.pop(0).bytes
 
+    def renew(self) -> None:
+        """Begin anew, in a forked process."""
+        self.__init__()  # type: ignore[misc]
+
     def clear(self) -> None:
         """Drop all."""
         with self._lock:
@@ -246,3 +228,5 @@ class Sessions:
 
 
 SESSIONS = Sessions()
+if hasattr(os, "register_at_fork"):  # another thread of the parent may hold the lock
+    os.register_at_fork(after_in_child=SESSIONS.renew)

@@ -102,17 +102,14 @@ class OpenMP:
         self._parallel.restype = None
         names = (library.omp_get_thread_num, library.omp_get_num_threads)
         self._queries = [ctypes.cast(name, ctypes.c_void_p).value or 0 for name in names]
-        self._process = os.getpid()
 
     def run(self, function: int, call: int, threads: int) -> None:
         """Run function(data) in some threads, or in fewer if no more are granted; data begins with `call`."""
         data = (ctypes.c_int64 * 3)(call, *self._queries)
         self._parallel(function, ctypes.addressof(data), threads, 0)
 
-    @property
-    def is_usable(self) -> bool:
-        """False in a forked process, which has none of the library's threads."""
-        return os.getpid() == self._process
+
+_process = os.getpid()
 
 
 @lru_cache(maxsize=1)
@@ -128,6 +125,9 @@ def _openmp() -> OpenMP | None:
 
 
 def openmp() -> OpenMP | None:
-    """torch's OpenMP library; None where there is none that can be called."""
-    found = _openmp()
-    return found if found is not None and found.is_usable else None
+    """torch's OpenMP library; None where there is none that can be called.
+
+    Nor in a process that was forked after torch was loaded: it has none of the library's threads, which the
+    library does not know.
+    """
+    return _openmp() if os.getpid() == _process else None

@@ -11,16 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cellfuse.codegen.cpu.driver import OUTER
+from cellfuse.codegen.cpu.driver import OUT, OUTER, RIGHT
 from cellfuse.runtime.columns import INPUT
 from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.fused import Fused
-from cellfuse.runtime.kernel_call import AT, Session
+from cellfuse.runtime.kernel_call import AT, SESSIONS, Session
 from cellfuse.runtime.private import is_batched
 from cellfuse.runtime.times import Times
 from cellfuse.runtime.whole import Whole, at_weights, parameter_copies
-
-_RIGHT, _OUT = OUTER.index("right"), OUTER.index("out")
 
 
 class Trained:
@@ -47,7 +45,6 @@ class Trained:
         self.rows = times.steps * times.batch
         self.session = fused.new_session("forward", self.rows, input_size, times)
         self._parameters = parameter_copies(fused, self.session, self.names)
-        self._backward: dict[bool, list[Session]] = {False: [], True: []}
         strides, size = fused.layout.strides, fused.size
         self._places: dict[str, int] = {}  # of the parts of what is kept, in numbers
         total = 0
@@ -60,10 +57,7 @@ class Trained:
                 total += self.rows * strides[name] + 15 & -16
         self.total = total
         place, width = fused.program.output, fused.layout.width(fused.columns.shape(fused.program.output))
-        self._output_shape, self._output_strides = (
-            (times.steps, times.batch, width),
-            (times.batch * width, width, 1),
-        )
+        self._output_shape = (times.steps, times.batch, width)
         self._output_at = (
             self._places["output"]
             if place.buffer != "after"
@@ -123,9 +117,13 @@ class Trained:
             final = torch.empty_like(self.initial[k])
             after.append((final.data_ptr(), first + step * self.times.steps, step))
             finals.append(final)
+        # The output has memory of its own: what holds on to it shall not hold what is kept, too.
+        output = self._like.new_empty(self._output_shape)
+        numbers = output.numel() * self.fused.size
+        after.append((output.data_ptr(), base + self._output_at * self.fused.size, numbers))
         session.copy(before, after)
         session.run()
-        return kept.as_strided(self._output_shape, self._output_strides, self._output_at), finals, kept
+        return output, finals, kept
 
     def backward(
         self,
@@ -135,15 +133,17 @@ class Trained:
         gradients: Sequence[Tensor | None],
         needs_x: bool,
         needs_states: Sequence[bool],
+        needs_weights: bool,
     ) -> list[Tensor | None]:
         """Gradients of x, of the states (None where not needed) and of the weights."""
         fused, size = self.fused, self.fused.size
-        free = self._backward[needs_x]
-        try:
-            session = free.pop()
-        except IndexError:
+        key = (self, needs_x, torch.get_num_threads())
+        session = SESSIONS.take(key)
+        if session is None:
             session = fused.new_session("backward", self.rows, self.input_size, self.times, needs_x)
             session.memory_of("zeros", max(self._step_bytes) // size).zero_()
+            session.key = key
+        session.set(outer_count=len(fused.columns.native) if needs_weights else 0)
         self._point(session, x, weights, kept.data_ptr())
         output_gradient = gradients[0]
         if output_gradient is None:
@@ -157,22 +157,22 @@ class Trained:
         session.set(sums=sums, dx=dx.data_ptr() if dx is not None else 0)
         new_empty = self._like.new_empty
         whole: dict[str, Tensor] = {}
-        for k, (outer, _, _, target) in enumerate(fused.columns.native):
+        for k, (outer, _, _, target) in enumerate(fused.columns.native if needs_weights else ()):
             assert target is not None
             name, first = target
             made = whole.get(name)
             if made is None:
                 made = whole[name] = new_empty(self.shapes[name])
             at, width = k * len(OUTER), session.widths[k]
-            session.outers[at + _OUT] = made.data_ptr() + first * width * size
+            session.outers[at + OUT] = made.data_ptr() + first * width * size
             if outer.right is INPUT:
-                session.outers[at + _RIGHT] = x.data_ptr()
+                session.outers[at + RIGHT] = x.data_ptr()
             elif outer.right.buffer == "before":
-                session.outers[at + _RIGHT] = (
+                session.outers[at + RIGHT] = (
                     kept.data_ptr() + self._places[f"slab.{outer.right.column}"] * size
                 )
         found: list[Tensor | None] = []
-        for name, parts in self._summed:
+        for name, parts in self._summed if needs_weights else ():
             value = whole.get(name)
             if value is None:
                 assert parts is not None
@@ -186,9 +186,9 @@ class Trained:
         session.copy(before, after)
         session.run()
         states = [None if state is None else state() for state in states]
-        free.append(session)
+        SESSIONS.give_back(session)
         del alive
-        return [dx, *states, *found]
+        return [dx, *states, *(found or [None] * len(self.names))]
 
     def _carry(
         self, session: Session, gradients: Sequence[Tensor | None]
@@ -273,9 +273,13 @@ class _Sequence(torch.autograd.Function):
         is_special = torch.is_grad_enabled() or any(g is not None and is_batched(g) for g in gradients)
         if is_special:
             return None, None, *_differentiable(made, count, values, gradients)
-        x, weights = values[0], values[1 + count :]
+        # Hooks of saved tensors may give them back in another layout.
+        x, *weights = (value.contiguous() for value in (values[0], *values[1 + count :]))
         needs_states = needed[1 : 1 + count] if count else [False] * len(made.initial)
-        dx, *rest = made.backward(x, weights, kept, gradients, needed[0], needs_states)
+        needs_weights = any(needed[1 + count :])
+        dx, *rest = made.backward(
+            x, weights, kept.contiguous(), gradients, needed[0], needs_states, needs_weights
+        )
         if not count:
             rest = rest[len(made.initial) :]
         return None, None, dx, *rest

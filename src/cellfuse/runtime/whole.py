@@ -51,14 +51,13 @@ class Whole:
         self, fused: Fused, times: Times, input_size: int, initial: Sequence[Tensor], names: Sequence[str]
     ) -> None:
         steps, batch, size = times.steps, times.batch, fused.size
-        like = torch.empty(0, dtype=fused.dtype, device="cpu")
         self.session = session = fused.new_session("infer", steps * batch, input_size, times)
         self.times, self.initial, self.dtype = times, list(initial), fused.dtype
         session.set_starts(times.starts)
         columns, place = fused.columns, fused.program.output
         output = columns.shape(place)
-        self._output = like.new_empty(steps, batch, fused.layout.width(output))
-        self._states = [like.new_empty(1, batch, width) for width in fused.widths]
+        self._like = torch.empty(0, dtype=fused.dtype, device="cpu")
+        self._output_shape = steps, batch, fused.layout.width(output)
         self._output_slots: list[int] = []  # entries of the kernel's table that point to the output
         self._initial_slots = [session.slots[f"initial.{k}"] for k in range(len(fused.widths))]
         self._last_of_output: list[tuple[int, int]] = []  # (entry of copies, bytes behind the output's start)
@@ -103,14 +102,14 @@ class Whole:
         for k, use in self._uses:
             pointer = weights[k].data_ptr()
             if pointer != self._bound[k]:
-                self._bound[k] = pointer
+                self._is_bound = False
                 if use is not None:
                     self.session.bind(use, weights[k])
-                self._is_bound = False
+                self._bound[k] = pointer
         if not self._is_bound:
             self.session.copy(at_weights(self._parameters, weights), self._copies)
             self._is_bound = True
-        session, output = self.session, torch.empty_like(self._output)
+        session, output = self.session, self._like.new_empty(self._output_shape)
         table, copies, start = session.table, session.copies, output.data_ptr()
         first = 3 * len(self._parameters)
         for slot in self._output_slots:
@@ -119,7 +118,7 @@ class Whole:
             copies[first + slot] = start + offset
         for slot, state in zip(self._initial_slots, states or self.initial, strict=True):
             table[slot] = state.data_ptr()
-        finals = [torch.empty_like(state) for state in self._states]
+        finals = [torch.empty_like(state) for state in self.initial]
         for k, final in enumerate(finals):
             copies[first + 3 * k] = final.data_ptr()
         session.call[AT["x"]] = x.data_ptr()

@@ -46,6 +46,7 @@ OUTER = (
     *("out", "out_step"),
     *("packed", "is_packed"),  # where in `rights`, in numbers for each row; whether it stands there already
 )
+RIGHT, OUT = OUTER.index("right"), OUTER.index("out")
 _AT = {name: slot for slot, name in enumerate(CALL)}
 
 

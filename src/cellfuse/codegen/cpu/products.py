@@ -1,4 +1,7 @@
-"""Products with matrices: packing of the matrices, tiles of the result that stay in registers."""
+"""Products with matrices: packing of the matrices, tiles of the result that stay in registers.
+
+Packing and tiles stand together because the order of the one is the other's.
+"""
 
 from __future__ import annotations
 
