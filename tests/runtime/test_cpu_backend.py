@@ -297,6 +297,14 @@ def test_auto_leaves_few_steps_of_many_units_to_torch():
         assert choice.choose(layer._case(x, layer.initial_states(3, x))) == "cpu"
 
 
+def test_auto_leaves_the_training_of_large_lstms_to_torch():
+    layer, x = cf.LSTM(8, 1024), torch.randn(3, 2, 8)
+    case = layer._case(x, layer.initial_states(2, x))
+    assert choice.choose(case) == "aten"
+    with torch.no_grad():
+        assert choice.choose(case) == "cpu"
+
+
 def test_a_default_device_does_not_reach_the_kernels_tables():
     layer, x = cf.GRU(3, 4, backend="cpu"), torch.randn(11, 3, 3)
     with torch.device("meta"):

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+_FORM = b"seal of key and code"  # of a file: one of another form is another file
 _LENGTH = hashlib.sha256().digest_size
 
 
@@ -42,7 +43,7 @@ def load(parts: tuple[str, ...], compile: Callable[[], bytes]) -> bytes:
     where = folder()
     if where is None:
         return compile()
-    key = hashlib.sha256()
+    key = hashlib.sha256(_FORM)
     for part in parts:
         key.update(f"{len(part)}:".encode() + part.encode())
     file = where / f"{key.hexdigest()}.o"

@@ -525,7 +525,7 @@ WORDS: dict[str, Words] = {
     "legend letters": Words("{letters}.", "{letters}。"),
     "legend biases one": Words(
         "b and d of a box are added: two because torch.nn and cuDNN keep two; one would do.",
-        "方框里 b 和 d 相加：有两个只因 torch.nn 和 cuDNN 都这样；一个就够。",
+        "方框里 b 和 d 相加：有两个只因 torch.nn 和 cuDNN 各留一个；一个就够。",
     ),
     "legend biases apart": Words(
         "b and d of {gates} are in different boxes: both are needed.",
@@ -751,4 +751,10 @@ CELL_WORDS: dict[str, str] = {
         "循环矩阵的初值不是单位矩阵，而与 torch.nn.RNN 相同",
     "m starts at minus infinity, so that the first step has i = 1 and cannot divide by zero":
         "m 从负无穷开始，这样第一步 i = 1，不会除以零",
+    "candidate, all from the input alone": "候选值，全部只由输入得到",
+    "what passes by": "绕过去的部分",
+    "a window of one time step; a wider one is a convolution of the input before the layer":
+        "窗口只有一个时间步；更宽的窗口相当于在这一层之前对输入做卷积",
+    "the highway carries W_s x + b_s, so that I and H may differ; the candidate has a bias":
+        "旁路上走的是 W_s x + b_s，因此 I 和 H 可以不同；候选值带偏置",
 }  # fmt: skip

@@ -32,7 +32,7 @@ from cellfuse.runtime.times import Times
 CHUNK = 1 << 19  # bytes
 ROWS = 384
 
-_LONGEST = 1 << 30  # multiplications: Ctrl-C is heard between chunks only
+_LONGEST = 1 << 32  # multiplications, 0.06 s of them: Ctrl-C is heard between chunks only
 
 # Multiplications, about 10 us of them, from which on another thread is worth starting.
 _WORTH = 1 << 20
