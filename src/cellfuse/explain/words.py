@@ -751,7 +751,6 @@ CELL_WORDS: dict[str, str] = {
         "循环矩阵的初值不是单位矩阵，而与 torch.nn.RNN 相同",
     "m starts at minus infinity, so that the first step has i = 1 and cannot divide by zero":
         "m 从负无穷开始，这样第一步 i = 1，不会除以零",
-    "candidate, all from the input alone": "候选值，全部只由输入得到",
     "what passes by": "绕过去的部分",
     "a window of one time step; a wider one is a convolution of the input before the layer":
         "窗口只有一个时间步；更宽的窗口相当于在这一层之前对输入做卷积",

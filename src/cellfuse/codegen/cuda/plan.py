@@ -80,7 +80,7 @@ GRID_LATENCY, GRID_BANDWIDTH, GRID_BANDWIDTH_ALONE = 750, 24.0, 64.0
 # A step of tier c: a product, a kernel and what lies between.
 PER_STEP = (8.0, 16.0)
 # Registers of a thread that are no weights and no sums, and how many it may have.
-REGISTERS_FOR_THE_REST, REGISTERS = 108, 255
+REGISTERS_FOR_THE_REST, REGISTERS = 100, 255
 
 THREADS = 256
 BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
