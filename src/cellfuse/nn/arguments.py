@@ -3,10 +3,13 @@ what follows says what to write."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from cellfuse.cell import Cell
 from cellfuse.errors import InputError, OptionError, OptionTypeError, ShapeError
@@ -169,6 +172,36 @@ def check_states(
                 f"Input and hidden tensors are not the same dtype, found input tensor with "
                 f"{input.dtype} and hidden tensor with {state.dtype}. Write hx.to({input.dtype})"
             )
+
+
+def checked_reset(reset: Any, shape: Sequence[int]) -> Tensor:
+    """A mask of truths, one for each row of the input."""
+    if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
+        given = reset.dtype if isinstance(reset, Tensor) else type(reset).__name__
+        raise InputError(
+            f"reset is {given}, expected a tensor of torch.bool {list(shape)}, true where a new sequence "
+            "starts. Write reset.bool()."
+        )
+    if reset.shape != torch.Size(shape):
+        raise ShapeError(
+            f"reset is {list(reset.shape)}, expected {list(shape)}: it is laid out as the input, without its "
+            "last axis"
+        )
+    return reset
+
+
+def packed_reset(reset: Any, input: PackedSequence) -> Tensor:
+    """The data of a mask that is packed as the input is."""
+    if not isinstance(reset, PackedSequence):
+        raise InputError(
+            f"reset is a {type(reset).__name__}, but the input is a PackedSequence. Pack it alike: "
+            "pack_padded_sequence(reset, lengths, ...) with the same arguments."
+        )
+    data = checked_reset(reset.data, input.data.shape[:1])
+    pairs = zip(reset[1:3], input[1:3], strict=True)
+    if not all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs):
+        raise ShapeError("reset is packed otherwise than the input: their lengths or their orders differ")
+    return data
 
 
 def check_batch_sizes(batch_sizes: Tensor, input: Tensor) -> None:

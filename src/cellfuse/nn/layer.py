@@ -17,8 +17,8 @@ from cellfuse.cell import Cell
 from cellfuse.errors import InputError, ShapeError
 from cellfuse.nn import arguments, quick, streaming, tracing
 from cellfuse.nn.parameters import Block, blocks, initialise
-from cellfuse.runtime import choice
-from cellfuse.runtime.case import Case
+from cellfuse.runtime import choice, resets
+from cellfuse.runtime.case import Case, Result
 from cellfuse.runtime.torch_text import torch_step
 
 State = Tensor | tuple[Tensor, ...]
@@ -264,7 +264,10 @@ class Layer(nn.RNNBase):
         return [(count, batch_size, widths[self.cell.width(s)]) for s in self.cell.states]
 
     def forward(  # type: ignore[override]
-        self, input: Tensor | PackedSequence, hx: State | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        reset: Tensor | PackedSequence | None = None,
     ) -> tuple[Tensor | PackedSequence, State]:
         """Run the cell over a sequence.
 
@@ -273,6 +276,11 @@ class Layer(nn.RNNBase):
                 PackedSequence, sorted or not.
             hx: the initial states, [L*D, B, H] each ([L*D, H] without a batch), the projected one P
                 wide; a tensor if the cell has one state, else a tuple. None: zeros.
+            reset: bool, [T, B] laid out as `input` ([B, T], [T], or packed alike): true where a new
+                sequence starts, as at the first step of an episode. Nothing flows between that time step
+                and the one before: before it the forward direction has its initial states again, which
+                `hx` does not change, and so has the reverse direction when it comes from it. Costs one
+                look at the values of `reset`, which torch.compile breaks its graph for.
 
         Returns:
             output: [T, B, D*H] (as `input`: batch-first, unbatched or packed): the last layer's
@@ -286,16 +294,21 @@ class Layer(nn.RNNBase):
             BackendError: a backend was asked for by name and cannot run this.
         """
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
-        if type(input) is Tensor:
+            return self._forward_packed(input, hx, reset)
+        if type(input) is Tensor and reset is None:
             made = quick.sequence(self, input, hx)
             if made is not None:
                 return made
-        proxy = tracing.leaf(self, input, hx) if type(input) is not Tensor else None
+        proxy = tracing.leaf(self, input, hx, reset) if type(input) is not Tensor else None
         if proxy is not None:
             return proxy  # type: ignore[no-any-return]
         self._check_input(input)
         is_batched, batch_dim = input.dim() == 3, 0 if self.batch_first else 1
+        mask = None if reset is None else arguments.checked_reset(reset, input.shape[:-1])
+        if mask is not None and not is_batched:
+            mask = mask.unsqueeze(batch_dim)
+        if mask is not None and self.batch_first:
+            mask = mask.T
         if not is_batched:
             input = input.unsqueeze(batch_dim)
         if self.batch_first:
@@ -306,7 +319,7 @@ class Layer(nn.RNNBase):
             states = arguments.state_tuple(self.cell, hx, self._get_name())
             states = self._batched_states(states, is_batched)
             arguments.check_states(states, self._state_shapes(input.size(1)), self.cell, input)
-        output, finals = choice.run(self._case(input, states), self.backend)
+        output, finals = self._run(self._case(input, states), mask)
         if self.batch_first:
             output = output.transpose(0, 1)
         if not is_batched:
@@ -314,9 +327,22 @@ class Layer(nn.RNNBase):
             finals = tuple(state.squeeze(1) for state in finals)
         return output, finals if len(finals) > 1 else finals[0]
 
-    def _forward_packed(self, packed: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
+    def _run(self, case: Case, reset: Tensor | None) -> Result:
+        if reset is None:
+            return choice.run(case, self.backend)
+        return resets.run(
+            case,
+            reset,
+            lambda batch: self.initial_states(batch, case.states[0]),
+            lambda pieces: choice.run(pieces, self.backend),
+        )
+
+    def _forward_packed(
+        self, packed: PackedSequence, hx: State | None, reset: Tensor | PackedSequence | None
+    ) -> tuple[PackedSequence, State]:
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         self._check_input(input, is_packed=True)
+        mask = None if reset is None else arguments.packed_reset(reset, packed)
         batch_size = _batch_of(packed, hx)
         if hx is None:
             states = self.initial_states(batch_size, input)
@@ -324,17 +350,21 @@ class Layer(nn.RNNBase):
             states = arguments.state_tuple(self.cell, hx, self._get_name())
             arguments.check_states(states, self._state_shapes(batch_size), self.cell, input)
             states = tuple(_take(state, sorted_indices) for state in states)
-        output, finals = choice.run(self._case(input, states, batch_sizes), self.backend)
+        output, finals = self._run(self._case(input, states, batch_sizes), mask)
         finals = tuple(_take(state, unsorted_indices) for state in finals)
         made = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return made, finals if len(finals) > 1 else finals[0]
 
-    def step(self, x_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def step(
+        self, x_t: Tensor, state: State | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """One time step, for streaming: the same as `forward` on a sequence of one step.
 
         Args:
             x_t: [B, I], or [I] without a batch. `batch_first` does not matter: there is no time axis.
             state: as `hx` of `forward`, and as this method returns it. None: the initial states.
+            reset: bool, [B], or [] without a batch: true where a new sequence starts with this step, which
+                then has the initial states before it.
 
         Returns:
             y_t: [B, H] (P with a projection), or [H] without a batch.
@@ -356,12 +386,26 @@ class Layer(nn.RNNBase):
                 f"{self._get_name()}.step: expected x_t [B, I] or [I], got {given}. For a whole "
                 "sequence call the layer itself."
             )
+        if reset is not None:
+            reset = arguments.checked_reset(reset, x_t.shape[:-1])
+            state = None if state is None else self._started_anew(state, reset, x_t)
         made = streaming.step(self, x_t, state)
         if made is not None:
             return made
         time_dim = 1 if self.batch_first and x_t.dim() == 2 else 0
         output, new_state = self(x_t.unsqueeze(time_dim), state)
         return output.squeeze(time_dim), new_state
+
+    def _started_anew(self, state: State, reset: Tensor, x_t: Tensor) -> State:
+        """The states given, the initial ones where `reset` is true."""
+        is_batched = x_t.dim() == 2
+        states = self._batched_states(arguments.state_tuple(self.cell, state, self._get_name()), is_batched)
+        batch = x_t.shape[0] if is_batched else 1
+        arguments.check_states(states, self._state_shapes(batch), self.cell, x_t)
+        initial, anew = self.initial_states(batch, states[0]), reset.to(x_t.device).view(-1, 1)
+        made = tuple(torch.where(anew, *pair) for pair in zip(initial, states, strict=True))
+        made = made if is_batched else tuple(value.squeeze(1) for value in made)
+        return made if len(made) > 1 else made[0]
 
     def stepper(self, batch_size: int = 1) -> streaming.Stepper:
         """An object that runs one time step at a time and remembers the state: `y_t, state = stepper(x_t)`.
