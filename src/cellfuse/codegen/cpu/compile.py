@@ -12,6 +12,7 @@ from cellfuse.codegen import cache
 from cellfuse.codegen.cpu.driver import emit_driver
 from cellfuse.codegen.cpu.emit import LOOPS, Emitted, emit
 from cellfuse.codegen.cpu.layout import Layout
+from cellfuse.codegen.cpu.products import emit_tiles, shared_name
 from cellfuse.codegen.cpu.step import emit_step
 from cellfuse.codegen.cpu.target import Target, features
 
@@ -39,6 +40,7 @@ class Kernel:
     def __init__(self, layout: Layout, loops: tuple[str, ...] = LOOPS) -> None:
         self.layout = layout
         self.emitted: Emitted = emit(layout, loops)
+        self._tiles = tiles(layout.bits, layout.target, self.emitted.is_far)
         self._engine = _load(self.emitted.text, layout.target)
         address = self._engine.get_function_address
         self.run_address = {name: address(f"run_{name}") for name in loops}
@@ -56,7 +58,8 @@ class Driver:
     """
 
     def __init__(self, bits: int, target: Target) -> None:
-        self._engine = _load(emit_driver(bits, target), target)
+        self._tiles = tiles(bits, target, False)
+        self._engine = _load(emit_driver(bits, target), target, is_plain=True)
         address = self._engine.get_function_address
         self.run = {name: _CALL(address(name)) for name in ("forward", "backward")}
         self.enter = {name: address(f"enter_{name}") for name in ("forward", "backward")}
@@ -66,6 +69,16 @@ class Driver:
 def driver(bits: int, target: Target) -> Driver:
     """The driver, compiled at first use."""
     return Driver(bits, target)
+
+
+@lru_cache(maxsize=8)
+def tiles(bits: int, target: Target, is_far: bool) -> llvm.ExecutionEngine:
+    """The functions of `products.emit_tiles`, compiled at first use and known to the linker."""
+    engine = _load(emit_tiles(bits, target, is_far), target, is_plain=True)
+    names = [*(f"rows_{width}" for width in range(1, target.tile_width + 1)), "pack_strip"]
+    for name in (f"{name}_{shared_name(bits, target, is_far)}" for name in names):
+        llvm.add_symbol(name, engine.get_function_address(name))
+    return engine
 
 
 class StepKernel:
@@ -92,9 +105,9 @@ def load_functions(text: str, target: Target, names: tuple[str, ...]) -> dict[st
     return made
 
 
-def _load(text: str, target: Target) -> llvm.ExecutionEngine:
+def _load(text: str, target: Target, *, is_plain: bool = False) -> llvm.ExecutionEngine:
     parts = (text, llvm.get_host_cpu_name(), features(target), str(llvm.llvm_version_info))
-    return _link(cache.load(parts, lambda: object_code(text, target)), target)
+    return _link(cache.load(parts, lambda: object_code(text, target, is_plain=is_plain)), target)
 
 
 def _machine(target: Target) -> llvm.TargetMachine:
@@ -104,11 +117,13 @@ def _machine(target: Target) -> llvm.TargetMachine:
     )
 
 
-def object_code(text: str, target: Target) -> bytes:
-    """Object code of the text."""
+def object_code(text: str, target: Target, *, is_plain: bool = False) -> bytes:
+    """Object code of the text. is_plain: without the passes, which would find nothing to do."""
     machine = _machine(target)
     module = llvm.parse_assembly(text)
     module.verify()
+    if is_plain:
+        return bytes(machine.emit_object(module))
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     # The text is in vectors already, and unrolled where it helps.
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False

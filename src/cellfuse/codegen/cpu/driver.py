@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from cellfuse.codegen.cpu import large
+from cellfuse.codegen.cpu import large, products
 from cellfuse.codegen.cpu.target import Target
 from cellfuse.codegen.cpu.text import Code, Int, Module
 
@@ -52,7 +52,7 @@ _AT = {name: slot for slot, name in enumerate(CALL)}
 
 def emit_driver(bits: int, target: Target) -> str:
     """The text of forward and backward(call, thread, count), and of enter_... for OpenMP."""
-    module = Module(bits, target.lanes(bits))
+    module = Module(bits, target.lanes(bits), shared=products.shared_name(bits, target))
     large.emit_large(module, target)
     for name in ("forward", "backward"):
         _Driver(module, target, name).emit()

@@ -24,12 +24,14 @@ class Emitted:
 
     Attributes:
         text: LLVM IR with the functions run_<loop> and pack_<loop>, which take a table of slots.
+        is_far: which tiles it calls, see `products.emit_tiles`.
         weights: numbers in the packed matrices of each loop.
         scratch: numbers of working memory.
         gathered: numbers for each row of sums over units that are being made.
     """
 
     text: str
+    is_far: bool
     weights: dict[str, int]
     scratch: int
     gathered: int
@@ -38,20 +40,17 @@ class Emitted:
 def emit(layout: Layout, loops: tuple[str, ...] = LOOPS) -> Emitted:
     """The text of some loops of a program."""
     module = Module(layout.bits, layout.lanes, layout.target.has_slow_division)
-    weights, scratch, gathered, widths = {}, 0, 0, set()
-    for name in loops:
-        loop = LoopText(module, layout, name)
-        tilings = [t for each in loop.tilings.values() for t in each]
-        widths |= {width for tiling in tilings for width in tiling.tiles}
-        products.emit_pack(module, layout, name, tilings)
-        loop.emit()
-        weights[name] = loop.weights
-        scratch, gathered = max(scratch, loop.scratch), max(gathered, loop.gathered)
+    made = [LoopText(module, layout, name) for name in loops]
+    weights = {loop.name: loop.weights for loop in made}
     is_far = max(weights.values(), default=0) * layout.bits // 8 > products.FAR
-    products.emit_tiles(module, layout.target, widths, is_far)
-    products.emit_pack_strip(module)
+    module.shared = products.shared_name(layout.bits, layout.target, is_far)
+    for loop in made:
+        tilings = [t for each in loop.tilings.values() for t in each]
+        products.emit_pack(module, layout, loop.name, tilings)
+        loop.emit()
+    scratch, gathered = (max(getattr(loop, n) for loop in made) for n in ("scratch", "gathered"))
     zeros = f"@zeros = internal constant [{16 * layout.lanes} x {module.number}] zeroinitializer, align 64\n"
-    return Emitted(zeros + str(module), weights, scratch, gathered * layout.lanes)
+    return Emitted(zeros + str(module), is_far, weights, scratch, gathered * layout.lanes)
 
 
 class LoopText:

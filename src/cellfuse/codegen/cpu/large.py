@@ -23,8 +23,6 @@ _GEMM = (
 
 def emit_large(module: Module, target: Target) -> None:
     """gemm, pack_rows, pack_columns, outer_products and add_rows, with what they call."""
-    products.emit_tiles(module, target, set(range(1, target.tile_width + 1)))
-    products.emit_pack_strip(module)
     _emit_panel(module, target)
     _emit_gemm(module, target)
     _emit_pack_rows(module, target)
@@ -38,10 +36,7 @@ def _emit_panel(module: Module, target: Target) -> None:
     """rows_<width> for a width that is known only at run time."""
     code = Code(module)
     for width in code.switch("%width", range(1, target.tile_width + 1)):
-        code.do(
-            f"call void @rows_{width}(ptr %a, i64 %lda, ptr %w, i64 %k, ptr %init, i64 %init_step, ptr %out, "
-            "i64 %out_step, i64 %rows)"
-        )
+        products.call_rows(code, width, ", ".join((*products.TILE, "i64 %rows")))
     code.define("panel", (*products.TILE, "i64 %rows", "i64 %width"))
 
 
@@ -121,10 +116,8 @@ def _strip(
     first = code.sub(vector, within)
     step = code.mul(code.smaller(code.sub(total, first), most), lanes)
     out = code.at("%panels", code.add(code.mul(code.mul(first, lanes), k), code.mul(within, lanes)))
-    code.do(
-        f"call void @pack_strip(ptr {code.at(pointer, offset)}, i64 {by_unit}, i64 {by_k}, ptr {out}, "
-        f"i64 {step}, i64 {k}, i64 {valid})"
-    )
+    strip = f"ptr {code.at(pointer, offset)}, i64 {by_unit}, i64 {by_k}, ptr {out}, i64 {step}, i64 {k}, "
+    products.call_pack_strip(code, strip + f"i64 {valid}")
 
 
 def _emit_turn(module: Module) -> None:
@@ -133,10 +126,8 @@ def _emit_turn(module: Module) -> None:
     with code.loop(0, "%rows", lanes) as row:
         valid = code.smaller(code.sub("%rows", row.index), lanes)
         a, out = code.at("%a", code.mul(row.index, "%lda")), code.at("%out", row.index)
-        code.do(
-            f"call void @pack_strip(ptr {a}, i64 %lda, i64 1, ptr {out}, i64 {STEPS}, i64 %columns, "
-            f"i64 {valid})"
-        )
+        strip = f"ptr {a}, i64 %lda, i64 1, ptr {out}, i64 {STEPS}, i64 %columns, i64 {valid}"
+        products.call_pack_strip(code, strip)
     code.define("turn", ("ptr %a", "i64 %lda", "ptr %out", "i64 %rows", "i64 %columns"))
 
 

@@ -150,12 +150,37 @@ def _absolute(layout: Layout, place: Place, column: int) -> int:
     return column if layout.is_state(place) else layout.offset(place.buffer, place.column) + column
 
 
-def emit_tiles(module: Module, target: Target, widths: set[int], is_far: bool = False) -> None:
-    """The functions that compute tiles of every height, and rows of tiles of each width."""
-    for width in sorted(widths):
+def shared_name(bits: int, target: Target, is_far: bool = False) -> str:
+    """What ends the names of the functions of `emit_tiles`."""
+    return f"{bits}_{target.name}_far" if is_far else f"{bits}_{target.name}"
+
+
+def emit_tiles(bits: int, target: Target, is_far: bool = False) -> str:
+    """The text of the functions that every kernel and the driver call: rows of tiles, and packing.
+
+    A module of its own, because its tiles of every height take longer to compile than all the rest.
+    """
+    module = Module(bits, target.lanes(bits), shared=shared_name(bits, target, is_far))
+    for width in range(1, target.tile_width + 1):
         for rows in range(1, target.tile_rows[width] + 1):
             _emit_tile(module, rows, width, target.tile_rows, is_far)
         _emit_rows(module, width, target.tile_rows[width])
+    _emit_pack_strip(module)
+    return str(module)
+
+
+def call_rows(code: Code, width: int, arguments: str) -> None:
+    """Call the rows of tiles of a width; see TILE."""
+    name = f"rows_{width}_{code.module.shared}"
+    code.module.declare(name, "void", (*(a.split()[0] for a in TILE), "i64"))
+    code.do(f"call void @{name}({arguments})")
+
+
+def call_pack_strip(code: Code, arguments: str) -> None:
+    """Call the packing of one vector of columns."""
+    name = f"pack_strip_{code.module.shared}"
+    code.module.declare(name, "void", ("ptr", "i64", "i64", "ptr", "i64", "i64", "i64"))
+    code.do(f"call void @{name}({arguments})")
 
 
 # A tile adds to what `init` holds, at `init_step` numbers a row, and writes `out`.
@@ -173,7 +198,7 @@ def _emit_tile(module: Module, rows: int, width: int, limits: tuple[int, ...], i
     sets = 1
     while sets < 4 and size * sets < 10 and size * sets * 2 <= limits[width] * width + 4:
         sets *= 2
-    unroll = max(sets, 4)
+    unroll = max(sets, 4 if size < 12 else 2)
     lines = [code.at("%a", code.mul("%lda", row)) for row in range(rows)]
     sums = [code.constant(0.0)] * (size * sets)
 
@@ -246,7 +271,7 @@ def _emit_rows(module: Module, width: int, limit: int) -> None:
             part = code.mul(loop.index, code.mul("%k", code.lanes))
             tiles(height, a, init, code.at("%out", code.mul(row, "%out_step")), part)
             loop.next = [str(code.add(row, height))]
-    code.define(f"rows_{width}", (*TILE, "i64 %rows"))
+    code.define(f"rows_{width}_{module.shared}", (*TILE, "i64 %rows"), "")
 
 
 def emit_product(
@@ -276,9 +301,11 @@ def emit_product(
         for part in tiling.parts:
             a, lda = operands[part]
             w = code.at(matrix, part.start * width * lanes)
-            code.do(
-                f"call void @rows_{width}(ptr {a}, i64 {lda}, ptr {w}, i64 {part.length}, ptr {init}, "
-                f"i64 {init_step}, ptr {out}, i64 {scratch_step}, i64 {rows})"
+            call_rows(
+                code,
+                width,
+                f"ptr {a}, i64 {lda}, ptr {w}, i64 {part.length}, ptr {init}, i64 {init_step}, ptr {out}, "
+                f"i64 {scratch_step}, i64 {rows}",
             )
             init, init_step = out, scratch_step
         before += width
@@ -289,7 +316,7 @@ def emit_pack(module: Module, layout: Layout, name: str, tilings: list[Tiling]) 
     code = Code(module)
     for tiling in tilings:
         for call in _strips(code, layout, tiling, name):
-            code.do(f"call void @pack_strip({call})")
+            call_pack_strip(code, call)
     code.define(f"pack_{name}", ("ptr %slots",), "")
 
 
@@ -361,7 +388,7 @@ def within_matrix(code: Code, layout: Layout, term, axis: str, group: str, first
     return code.add(code.mul(unit, across), head * length), across, 1, length
 
 
-def emit_pack_strip(module: Module) -> None:
+def _emit_pack_strip(module: Module) -> None:
     """out[k, lane] = a[lane * by_unit + k * by_k] for `valid` lanes, 0 in the others."""
     code = Code(module)
     lanes = code.lanes
@@ -389,7 +416,7 @@ def emit_pack_strip(module: Module) -> None:
             number = code.load_number(code.at(start, code.mul(lane.index, "%by_unit")))
             code.store_number(number, code.at(out, lane.index))
     arguments = ("ptr %a", "i64 %by_unit", "i64 %by_k", "ptr %out", "i64 %step", "i64 %length", "i64 %valid")
-    code.define("pack_strip", arguments)
+    code.define(f"pack_strip_{module.shared}", arguments, "")
 
 
 def _transposed(code: Code, square: list[str]) -> list[str]:

@@ -18,11 +18,13 @@ class Module:
         bits: 32 or 64, of the numbers.
         lanes: numbers in a vector.
         has_slow_division: see `target.Target`.
+        shared: ends the names of functions that stand in another module, see `products.emit_tiles`.
     """
 
     bits: int
     lanes: int
     has_slow_division: bool = False
+    shared: str = ""
     functions: dict[str, str] = field(default_factory=dict)
     declarations: dict[str, str] = field(default_factory=dict)
 
