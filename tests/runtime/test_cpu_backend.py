@@ -1,6 +1,8 @@
 """The cpu backend through the layer: what it refuses and why, derivatives of every kind, torch.compile."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -10,7 +12,9 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import cellfuse as cf
+from cellfuse.codegen.cpu.compile import driver
 from cellfuse.codegen.cpu.layout import Sizes
+from cellfuse.codegen.cpu.target import host
 from cellfuse.runtime import choice, cpu, library
 from cellfuse.runtime.kernel_call import SESSIONS
 from cellfuse.runtime.private import OpenMP, openmp
@@ -245,6 +249,63 @@ def test_threads_share_the_work(name, batch, sizes, three_threads):
     with torch.no_grad():
         assert_same(ours(x)[0], got[0])
         assert_same(ours(x)[0], got[0])
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4, 5])
+@pytest.mark.parametrize("name", ["gru", "layer_norm_lstm", "slstm"])
+def test_both_directions_run_side_by_side(name, threads, three_threads, monkeypatch):
+    torch.set_num_threads(threads)
+    ours, eager = pair(name, 3, 10, num_layers=2, bidirectional=True)
+    entered, run = [], OpenMP.run
+
+    def counted(self, function, call, count):
+        entered.append((function, count))
+        run(self, function, call, count)
+
+    monkeypatch.setattr(OpenMP, "run", counted)
+    both = set(driver(64, host()).enter_both.values())
+    for batch, is_packed in ((40, False), (3, False), (5, True)):
+        x = torch.randn(9, batch, 3, dtype=torch.float64)
+        given = pack_padded_sequence(x, [9, 9, 7, 3, 1]) if is_packed else x
+        entered.clear()
+        want = results(eager, given)
+        for seconds in (None, 1e-9, 1e9):  # whole; in pieces; in pieces, then whole
+            with monkeypatch.context() as patch:
+                if seconds:
+                    SESSIONS.clear()
+                    patch.setattr("cellfuse.runtime.kernel_call._QUICK", 1)
+                    patch.setattr("cellfuse.runtime.kernel_call.UNHEARD", seconds)
+                for _ in range(2):
+                    for value, other in zip(results(ours, given), want, strict=True):
+                        scale = max(1.0, other.abs().max().item())  # layer norm's gradients are large
+                        assert_same(value / scale, other / scale, tolerance=1e-11)
+        assert {function for function, _ in entered} == both
+        assert {count for _, count in entered} == {2 * (threads // 2)}
+
+
+FEWER = """
+import torch, cellfuse as cf
+from cellfuse.runtime import fused
+fused._WORTH = 1
+torch.manual_seed(0)
+for threads in (4, 8):
+    torch.set_num_threads(threads)
+    for directions in (False, True):
+        ours = cf.GRU(3, 10, bidirectional=directions, dtype=torch.float64, backend="cpu")
+        eager = cf.GRU(3, 10, bidirectional=directions, dtype=torch.float64, backend="eager")
+        eager.load_state_dict(ours.state_dict())
+        x = torch.randn(9, 70, 3, dtype=torch.float64)
+        made = [(m(x)[0], *torch.autograd.grad(m(x)[0].sum(), list(m.parameters()))) for m in (ours, eager)]
+        for got, want in zip(*made, strict=True):
+            torch.testing.assert_close(got, want)
+"""
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5])
+def test_fewer_threads_than_asked_for_do_all_the_work(limit):
+    environment = os.environ | {"OMP_THREAD_LIMIT": str(limit)}
+    done = subprocess.run([sys.executable, "-c", FEWER], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_without_openmp_there_is_one_thread(three_threads, monkeypatch):

@@ -78,9 +78,9 @@ def compare(
     object.__setattr__(direction, "made", fused)
     low = [v.detach().to(dtype) for v in leaves]
     with torch.no_grad():
-        inferred, *states2 = op.run(direction, low, times.batch_sizes)
+        [(inferred, *states2)] = op.run([direction], low[0], [low[1:]], times.batch_sizes)
     low = [v.requires_grad_() for v in low]
-    got, *finals2 = op.run(direction, low, times.batch_sizes)
+    [(got, *finals2)] = op.run([direction], low[0], [low[1:]], times.batch_sizes)
     found = torch.autograd.grad(
         (got, *finals2), low, [g.to(dtype) for g in grads], allow_unused=True, materialize_grads=True
     )

@@ -13,6 +13,7 @@ import cellfuse as cf
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.runtime import library
 from cellfuse.runtime.direction import Direction
+from cellfuse.runtime.fused import Fused
 
 
 @cf.cell(gates="in", states=("h", "c"), source="none: a cell of the tests")
@@ -181,17 +182,18 @@ def counted(monkeypatch):
     """How often kernels and formula run."""
     calls = dict.fromkeys(("forward", "backward", "formula"), 0)
 
-    def count(name):
-        whole = getattr(Direction, name)
+    def count(name, owner, method):
+        whole = getattr(owner, method)
 
         def function(*args, **kwargs):
             calls[name] += 1
             return whole(*args, **kwargs)
 
-        monkeypatch.setattr(Direction, name, function)
+        monkeypatch.setattr(owner, method, function)
 
-    for name in calls:
-        count(name)
+    count("forward", Fused, "forward_call")
+    count("backward", Fused, "backward_call")
+    count("formula", Direction, "formula")
     return calls
 
 

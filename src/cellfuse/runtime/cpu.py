@@ -114,6 +114,6 @@ def run(case: Case) -> Result:
     if low_precision.precision(case) in low_precision.LOW:
         raised = low_precision.raised(case)
         with torch.autocast("cpu", enabled=False):
-            result = run_stack(raised, partial(op.run_direction, "cpu"))
+            result = run_stack(raised, partial(op.run_layer, "cpu"))
         return low_precision.lowered(case, result)
-    return run_stack(case, partial(op.run_direction, "cpu"))
+    return run_stack(case, partial(op.run_layer, "cpu"))

@@ -126,7 +126,7 @@ def run(case: Case) -> Result:
 
 def _run(case: Case) -> Result:
     with _current(case.input.device):
-        return run_stack(case, partial(op.run_direction, "cuda"))
+        return run_stack(case, partial(op.run_layer, "cuda"))
 
 
 def _current(device: torch.device) -> AbstractContextManager:

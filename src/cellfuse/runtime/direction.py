@@ -19,6 +19,7 @@ from cellfuse.errors import ShapeError
 from cellfuse.runtime import cuda_step, eager
 from cellfuse.runtime.case import Case, Weights
 from cellfuse.runtime.fused import Fused, Kept, fused_step
+from cellfuse.runtime.kernel_call import run_all
 from cellfuse.runtime.per_step import PerStep
 from cellfuse.runtime.times import Times, equal_times, packed_times
 
@@ -97,39 +98,6 @@ class Direction:
             return equal_times(x.shape[0], batch, self.is_reverse)
         return packed_times(batch_sizes, len(x), batch, self.is_reverse)
 
-    # by the kernel
-
-    def forward(
-        self, values: Sequence[Tensor], times: Times, *, keep: bool, is_operator: bool = False
-    ) -> tuple[list[Tensor], Kept | None]:
-        """[output, *final states] and, if `keep`, what `backward` reads."""
-        x, states, weights = self.split(values)
-        runner = self.runner(x, states[0].shape[0], is_operator)
-        output, finals, kept = runner.forward(_rows(x), times, states, weights, keep=keep)
-        return [output, *finals], kept
-
-    def backward(
-        self,
-        gradients: Sequence[Tensor],
-        values: Sequence[Tensor],
-        times: Times,
-        kept: Kept,
-        *,
-        needs_x: bool = True,
-        is_operator: bool = False,
-    ) -> list[Tensor | None]:
-        """The gradient of each value, that of x only if it is needed, from those of output and states."""
-        x, states, weights = self.split(values)
-        runner, rest = self.runner(x, states[0].shape[0], is_operator), list(gradients[1:])
-        dx, dstates, dweights = runner.backward(
-            _rows(x), times, weights, kept, gradients[0], rest, needs_x=needs_x
-        )
-        return [
-            None if dx is None else dx.view(x.shape),
-            *dstates,
-            *(dweights[name].contiguous() for name in self.names),
-        ]
-
     def buffers(self, kernel: Fused | PerStep) -> list[str]:
         """Names of the buffers that `forward` leaves for `backward`."""
         names = [name for name in _BUFFERS if kernel.layout.strides.get(name)]
@@ -179,6 +147,57 @@ class Direction:
         """The direction as one line."""
         flags = self.has_bias, self.is_reverse, self.recompute
         return direction_text(self.cell, self.sizes, *flags, self.names, self.backend)
+
+
+Call = tuple[Direction, Times]
+
+
+def forward(
+    calls: Sequence[Call], values: Sequence[Sequence[Tensor]], *, keep: bool, is_operator: bool = False
+) -> list[tuple[list[Tensor], Kept | None]]:
+    """By the kernel, for one or two directions of a layer: [output, *final states] and, if `keep`, what
+    `backward` reads. Both directions run side by side where their runner can."""
+    runners, given = [], []
+    for (direction, times), tensors in zip(calls, values, strict=True):
+        x, states, weights = direction.split(tensors)
+        runners.append(direction.runner(x, states[0].shape[0], is_operator))
+        given.append((_rows(x), times, states, weights))
+    fused = [runner for runner in runners if isinstance(runner, Fused)]
+    if len(fused) == len(calls):
+        pairs = zip(fused, given, strict=True)
+        made = run_all([each.forward_call(*g, keep=keep, share=len(calls)) for each, g in pairs])
+    else:
+        made = [each.forward(*g, keep=keep) for each, g in zip(runners, given, strict=True)]
+    return [([output, *finals], kept) for output, finals, kept in made]
+
+
+def backward(
+    calls: Sequence[Call],
+    gradients: Sequence[Sequence[Tensor]],
+    values: Sequence[Sequence[Tensor]],
+    kept: Sequence[Kept],
+    *,
+    needs_x: bool = True,
+    is_operator: bool = False,
+) -> list[list[Tensor | None]]:
+    """By the kernel, for each direction the gradient of each value from those of output and states; that of
+    x only if it is needed."""
+    runners, given = [], []
+    for (direction, times), grads, tensors, each in zip(calls, gradients, values, kept, strict=True):
+        x, states, weights = direction.split(tensors)
+        runners.append(direction.runner(x, states[0].shape[0], is_operator))
+        given.append((_rows(x), times, weights, each, grads[0], list(grads[1:])))
+    fused = [runner for runner in runners if isinstance(runner, Fused)]
+    if len(fused) == len(calls):
+        pairs = zip(fused, given, strict=True)
+        made = run_all([each.backward_call(*g, needs_x=needs_x, share=len(calls)) for each, g in pairs])
+    else:
+        made = [each.backward(*g, needs_x=needs_x) for each, g in zip(runners, given, strict=True)]
+    found = []
+    for (direction, _), tensors, (dx, dstates, dweights) in zip(calls, values, made, strict=True):
+        dx = None if dx is None else dx.view(tensors[0].shape)
+        found.append([dx, *dstates, *(dweights[name].contiguous() for name in direction.names)])
+    return found
 
 
 def direction_text(

@@ -7,6 +7,7 @@ finds has to be read together.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from cellfuse.codegen.lower import lower
 from cellfuse.codegen.program import Place
 from cellfuse.runtime.case import Weights
 from cellfuse.runtime.columns import INPUT, Columns, Outer
-from cellfuse.runtime.kernel_call import SESSIONS, Session
+from cellfuse.runtime.kernel_call import SESSIONS, Session, run_all
 from cellfuse.runtime.once import Once
 from cellfuse.runtime.times import Times
 
@@ -49,6 +50,10 @@ class Kept:
 
     slabs: list[Tensor]
     buffers: dict[str, Tensor]
+
+
+Forward = tuple[Tensor, list[Tensor], Kept | None]  # output, final states, what `backward` reads
+Backward = tuple[Tensor | None, list[Tensor], dict[str, Tensor]]  # gradients of x, states, weights
 
 
 class Fused:
@@ -90,27 +95,27 @@ class Fused:
         """The kernel of one time step, compiled at first use."""
         return self._steps.get("", lambda: StepKernel(self.layout))
 
-    def _session(self, loop: str, x: Tensor, times: Times, needs_x: bool = False) -> Session:
-        """A session for calls of these sizes."""
+    def _session(self, loop: str, x: Tensor, times: Times, share: int, needs_x: bool = False) -> Session:
+        """A session for calls of these sizes; of the threads it gets one share."""
         rows, input_size = x.shape
         threads = torch.get_num_threads()
         is_packed = times.batch_sizes is not None
         sizes = (rows, times.steps, times.batch, input_size, threads)
-        key = (self, loop, sizes, is_packed, times.is_reverse, needs_x)
+        key = (self, loop, sizes, is_packed, times.is_reverse, needs_x, share)
         session = SESSIONS.take(key)
         if session is None:
-            session = self.new_session(loop, rows, input_size, times, needs_x)
+            session = self.new_session(loop, rows, input_size, times, needs_x, share)
             session.key = key
         return session
 
     def new_session(
-        self, loop: str, rows: int, input_size: int, times: Times, needs_x: bool = False
+        self, loop: str, rows: int, input_size: int, times: Times, needs_x: bool = False, share: int = 1
     ) -> Session:
         """A session of its own, for a number of rows in all."""
-        layout, kernel, batch, threads = self.layout, self._kernel(loop), times.batch, torch.get_num_threads()
+        layout, kernel, batch, granted = self.layout, self._kernel(loop), times.batch, torch.get_num_threads()
         work = rows * (self.work + layout.strides["products"] * input_size)
         work *= 2 if loop == "backward" else 1
-        threads = max(1, min(threads, work // _WORTH))
+        threads = max(1, min(granted // share, work // _WORTH))
         strides, emitted, lanes = layout.strides, kernel.emitted, layout.lanes
         is_backward, gates = loop == "backward", len(self.program.inputs)
         chunk = self.chunk(loop, times, input_size)
@@ -148,7 +153,7 @@ class Fused:
             2 * gates,
             threads,
         )
-        session.plan(times.steps, chunk, work)
+        session.plan(times.steps, chunk, work, granted > 1 and work > _WORTH)
         slots = layout.slots
         session.table[slots["origin"]] = times.steps - 1 if times.is_reverse else 0
         session.table[slots["direction"]] = -1 if times.is_reverse else 1
@@ -240,21 +245,37 @@ class Fused:
         session.set_starts(times.starts)
         return alive
 
-    def forward(
-        self, x: Tensor, times: Times, states: list[Tensor], weights: Weights, *, keep: bool
-    ) -> tuple[Tensor, list[Tensor], Kept | None]:
-        """Run the cell over the sequence.
+    def forward(self, *given: Any, keep: bool) -> Forward:
+        """Run the cell over the sequence; see `forward_call`."""
+        return run_all([self.forward_call(*given, keep=keep)])[0]
+
+    def backward(self, *given: Any, needs_x: bool) -> Backward:
+        """Gradients of x (unless it needs none), of the initial states and of each weight."""
+        return run_all([self.backward_call(*given, needs_x=needs_x)])[0]
+
+    def forward_call(
+        self,
+        x: Tensor,
+        times: Times,
+        states: list[Tensor],
+        weights: Weights,
+        *,
+        keep: bool,
+        share: int = 1,
+    ) -> Generator[Session, None, Forward]:
+        """Run the cell over the sequence, for `run_all`.
 
         Args:
             x: [N, I], rows of all time steps.
             states: initial, [B, width of the state].
             keep: write what `backward` reads.
+            share: calls that run at the same time.
 
         Returns:
             output [T, B, H], or [N, H] for packed input; final states [B, ...]; what was kept.
         """
         loop, steps, batch, columns = "forward" if keep else "infer", times.steps, times.batch, self.columns
-        session = self._session(loop, x, times)
+        session = self._session(loop, x, times, share)
         alive = self._give_weights(session, times, weights)
         rows, strides, buffers = x.shape[0], self.layout.strides, {}
         for name in ("kept", "kept_numbers", "output"):
@@ -298,7 +319,7 @@ class Fused:
                 finals.append(x.new_empty(batch, width))
                 after.append((finals[-1].data_ptr(), base + last * size, size))
         session.copy(before, after)
-        session.run()
+        yield session
         if len(finals) < len(states):
             finals = [
                 columns.gather(self._final(slab, times, keep), shape).clone(
@@ -337,7 +358,7 @@ class Fused:
         lengths = (times.batch_sizes.unsqueeze(0) > sequences.unsqueeze(1)).sum(1)
         return slab[lengths, sequences]
 
-    def backward(
+    def backward_call(
         self,
         x: Tensor,
         times: Times,
@@ -347,10 +368,11 @@ class Fused:
         state_gradients: list[Tensor],
         *,
         needs_x: bool,
-    ) -> tuple[Tensor | None, list[Tensor], dict[str, Tensor]]:
-        """Gradients of x (unless it needs none), of the initial states and of each weight."""
+        share: int = 1,
+    ) -> Generator[Session, None, Backward]:
+        """Gradients of x (unless it needs none), of the initial states and of each weight, for `run_all`."""
         columns, strides, gates = self.columns, self.layout.strides, len(self.program.inputs)
-        session = self._session("backward", x, times, needs_x)
+        session = self._session("backward", x, times, share, needs_x)
         alive = self._give_weights(session, times, weights)
         rows, size = x.shape[0], self.size
         session.set(x=x.data_ptr())
@@ -408,7 +430,7 @@ class Fused:
             session.outers[at + RIGHT] = other.data_ptr() if isinstance(other, Tensor) else other
             session.outers[at + OUT] = out
         session.copy((), ())
-        session.run()
+        yield session
         SESSIONS.give_back(session)
         if strides["gradient_numbers"]:
             sums["gradient_numbers"] = numbers.sum(0)

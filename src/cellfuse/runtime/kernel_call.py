@@ -11,8 +11,8 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from cellfuse.runtime.private import openmp
 if TYPE_CHECKING:
     from cellfuse.runtime.fused import Fused
 
+Result = TypeVar("Result")
 AT = {name: slot for slot, name in enumerate(CALL)}
 _COPIES = AT["copies_before"]  # followed by copies_after
 # Seconds that Ctrl-C may have to wait, and multiplications that take less on any processor.
@@ -144,40 +145,30 @@ class Session:
         values: list[Any] = [value for copy in (*before, *after) for value in copy]
         self.copies[: len(values)] = values
 
-    def plan(self, steps: int, chunk: int, work: int) -> None:
+    def plan(self, steps: int, chunk: int, work: int, is_worth_threads: bool) -> None:
         """What a run does.
 
         Args:
             steps: T.
             chunk: time steps between the loop and the products around it.
             work: multiplications in all.
+            is_worth_threads: whether another thread is worth waking for another call.
         """
-        self.steps, self.chunk = steps, chunk
+        self.steps, self.chunk, self.is_worth_threads = steps, chunk, is_worth_threads
         # Steps in one call of native code, which no signal interrupts; measured while it runs.
         self.unheard = max(chunk, _QUICK * steps // max(work, 1) // chunk * chunk)
         self.set(steps=steps, chunk=chunk, first=0, last=steps, is_begin=1, is_end=1)
 
     def run(self) -> None:
         """Run all time steps, in pieces so short that Ctrl-C is heard."""
-        if self.unheard >= self.steps:
-            self._enter()
-            return
-        done = 0
-        try:
-            while done < self.steps:
-                size = min(self.unheard, self.steps - done)
-                first, last = done, done + size
-                if self.name == "backward":
-                    first, last = self.steps - last, self.steps - first
-                self.set(first=first, last=last, is_begin=done == 0, is_end=done + size == self.steps)
-                start = time.perf_counter()
-                self._enter()
-                seconds = time.perf_counter() - start
-                done += size
-                fitting = int(size * UNHEARD / max(seconds, 1e-9))
-                self.unheard = max(self.chunk, min(4 * size, fitting) // self.chunk * self.chunk)
-        finally:
-            self.set(first=0, last=self.steps, is_begin=1, is_end=1)
+        _in_pieces([self], self._enter)
+
+    def piece(self, done: int, size: int) -> None:
+        """The next native call is for `size` time steps after `done` of them."""
+        first, last = done, done + size
+        if self.name == "backward":
+            first, last = self.steps - last, self.steps - first
+        self.set(first=first, last=last, is_begin=done == 0, is_end=done + size == self.steps)
 
     def _enter(self) -> None:
         library = openmp() if self.threads > 1 else None
@@ -186,6 +177,70 @@ class Session:
             return
         self._arrived[0] = 0
         library.run(self.driver.enter[self.name], self._address, self.threads)
+
+    def run_beside(self, other: Session) -> None:
+        """Run this and another call of as many time steps, each in half of the threads."""
+        library = openmp() if self.is_worth_threads and other.is_worth_threads else None
+        if library is None:
+            self.run()
+            other.run()
+            return
+        calls = (ctypes.c_int64 * 2)(self._address, other._address)
+
+        def enter() -> None:
+            self._arrived[0] = other._arrived[0] = 0
+            address = ctypes.addressof(calls)
+            library.run(self.driver.enter_both[self.name], address, self.threads + other.threads)
+
+        _in_pieces([self, other], enter)
+
+
+def _in_pieces(sessions: Sequence[Session], enter: Callable[[], None]) -> None:
+    """Call `enter` for all time steps of some sessions, a piece at a time."""
+    steps, unheard = sessions[0].steps, min(session.unheard for session in sessions)
+    if unheard >= steps:
+        enter()
+        return
+    chunk = max(session.chunk for session in sessions)
+    done = 0
+    try:
+        while done < steps:
+            size = min(unheard, steps - done)
+            for session in sessions:
+                session.piece(done, size)
+            start = time.perf_counter()
+            enter()
+            seconds = time.perf_counter() - start
+            done += size
+            fitting = int(size * UNHEARD / max(seconds, 1e-9))
+            unheard = max(chunk, min(4 * size, fitting) // chunk * chunk)
+    finally:
+        for session in sessions:
+            session.unheard = unheard
+            session.piece(0, steps)
+
+
+def run_all(calls: Sequence[Generator[Session, None, Result]]) -> list[Result]:
+    """What one or two calls return, side by side where there are threads for it.
+
+    A call yields its session when that is ready, and goes on when it has run.
+    """
+    sessions = [next(call) for call in calls]
+    if len(sessions) == 2:
+        sessions[0].run_beside(sessions[1])
+    else:
+        for session in sessions:
+            session.run()
+    return [_result(call) for call in calls]
+
+
+def _result(call: Generator[Session, None, Result]) -> Result:
+    try:
+        next(call)
+    except StopIteration as end:
+        made: Result = end.value
+        return made
+    raise AssertionError("a call has one session")
 
 
 class Sessions:

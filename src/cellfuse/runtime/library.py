@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from cellfuse.errors import BackendError
-from cellfuse.runtime.direction import Direction, check_shapes, direction_of
+from cellfuse.runtime.direction import Call, Direction, check_shapes, direction_of
+from cellfuse.runtime.direction import backward as run_backward
+from cellfuse.runtime.direction import forward as run_forward
 from cellfuse.runtime.fused import Kept
 from cellfuse.runtime.private import (
     below_autograd,
@@ -22,7 +24,6 @@ from cellfuse.runtime.private import (
     is_forward_ad_active,
     is_functorch_active,
 )
-from cellfuse.runtime.times import Times
 
 _library = torch.library.Library("cellfuse", "DEF")
 # direction: `Direction.text`. kept: what the forward loop left, the results of "forward" behind the states.
@@ -62,7 +63,8 @@ def _forward(
     made, values = direction_of(direction), (x, *states, *weights)
     check_shapes(made, values)
     times = made.times(values, batch_sizes)
-    (output, *finals), kept = made.forward(values, times, keep=keep, is_operator=True)
+    calls = [(made, times)]
+    [((output, *finals), kept)] = run_forward(calls, [values], keep=keep, is_operator=True)
     if kept is None:
         return [output.contiguous(), *finals]
     # No two results of an operator may share memory.
@@ -89,7 +91,9 @@ def _backward(
     times, dense = made.times(values, batch_sizes), [value.contiguous() for value in kept]
     names = made.buffers(made.kernel(x))
     found = Kept(dense[: len(states)], dict(zip(names, dense[len(states) :], strict=True)))
-    return made.backward(gradients, values, times, found, is_operator=True)  # type: ignore[return-value]
+    calls = [(made, times)]
+    [result] = run_backward(calls, [gradients], [values], [found], is_operator=True)
+    return result  # type: ignore[return-value]
 
 
 def _backward_fake(gradients, x, states, weights, *_: Any):  # type: ignore[no-untyped-def]
@@ -100,28 +104,63 @@ def _backward_fake(gradients, x, states, weights, *_: Any):  # type: ignore[no-u
 
 
 class _Direct(torch.autograd.Function):
-    """The kernel outside of transforms: kept values need not be results. (times, direction, *values)."""
+    """The kernel outside of transforms, for the directions of a layer: kept values need not be results.
+
+    (calls, x, *states and weights of each direction)
+    """
 
     @staticmethod
-    def forward(ctx: Any, times: Any, direction: Direction, *values: Tensor) -> tuple[Tensor, ...]:
-        made, kept = direction.forward(values, times, keep=True)
-        assert kept is not None
-        ctx.times, ctx.direction, ctx.count, ctx.buffers = times, direction, len(values), tuple(kept.buffers)
-        ctx.save_for_backward(*values, *kept.slabs, *kept.buffers.values())
-        return tuple(made)
+    def forward(ctx: Any, calls: Sequence[Call], *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.calls = calls
+        made = run_forward(calls, _of_each(calls, values), keep=True)
+        found = [kept for _, kept in made if kept is not None]
+        ctx.buffers, ctx.count = [tuple(kept.buffers) for kept in found], len(values)
+        saved = [value for kept in found for value in (*kept.slabs, *kept.buffers.values())]
+        ctx.save_for_backward(*values, *saved)
+        return tuple(value for results, _ in made for value in results)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        direction, times, saved = ctx.direction, ctx.times, ctx.saved_tensors
-        values, rest, states = saved[: ctx.count], saved[ctx.count :], len(direction.cell.states)
+        calls, saved, needs_x = ctx.calls, list(ctx.saved_tensors), ctx.needs_input_grad[1]
+        values, rest = _of_each(calls, saved[: ctx.count]), saved[ctx.count :]
+        given, kept, at = [], [], 0
+        for (direction, _), names in zip(calls, ctx.buffers, strict=True):
+            states = len(direction.cell.states)
+            given.append(gradients[at : at + 1 + states])
+            at += 1 + states
+            slabs, rest = rest[:states], rest[states:]
+            kept.append(Kept(slabs, dict(zip(names, rest, strict=False))))
+            rest = rest[len(names) :]
         if torch.is_grad_enabled() or _is_transformed(gradients):
-            names = direction.buffers(direction.kernel(values[0]))
-            if tuple(names) != ctx.buffers or direction.backend != "cpu":
-                return None, None, *direction.formula_gradients(gradients, values, times.batch_sizes)
-            return None, None, *_gradients(direction, gradients, values, times.batch_sizes, rest)
-        kept = Kept(list(rest[:states]), dict(zip(ctx.buffers, rest[states:], strict=True)))
-        needs_x = ctx.needs_input_grad[2]
-        return None, None, *direction.backward(gradients, values, times, kept, needs_x=needs_x)
+            four = zip(calls, given, values, kept, strict=True)
+            made: Sequence[Sequence[Tensor | None]] = [_direct_gradients(*each) for each in four]
+        else:
+            made = run_backward(calls, given, values, kept, needs_x=needs_x)
+        parts = [part for part, *_ in made if part is not None]
+        dx = sum(parts[1:], parts[0]) if parts else None
+        return None, dx, *(value for each in made for value in each[1:])
+
+
+def _of_each(calls: Sequence[Call], values: Sequence[Tensor]) -> list[list[Tensor]]:
+    """(x, *states, *weights) of each direction from (x, *states and weights of each)."""
+    made, at = [], 1
+    for direction, _ in calls:
+        count = len(direction.cell.states) + len(direction.names)
+        made.append([values[0], *values[at : at + count]])
+        at += count
+    return made
+
+
+def _direct_gradients(
+    call: Call, gradients: Sequence[Tensor], values: Sequence[Tensor], kept: Kept
+) -> Sequence[Tensor | None]:
+    """The gradients of one direction's values, which can be differentiated again."""
+    direction, times = call
+    names = direction.buffers(direction.kernel(values[0]))
+    if names != list(kept.buffers) or direction.backend != "cpu":
+        return direction.formula_gradients(gradients, values, times.batch_sizes)
+    made = (*kept.slabs, *kept.buffers.values())
+    return _gradients(direction, gradients, values, times.batch_sizes, made)
 
 
 class _Compiled(torch.autograd.Function):
@@ -229,9 +268,12 @@ def _gradients(
     return made
 
 
-def direct(direction: Direction, times: Times, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """(output, *final states) with a gradient, by the kernel without an operator."""
-    made: tuple[Tensor, ...] = _Direct.apply(times, direction, *values)
+def direct(calls: Sequence[Call], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """(output, *final states) of each direction with a gradient, by the kernel without an operator.
+
+    values: x, and the states and weights of each direction.
+    """
+    made: tuple[Tensor, ...] = _Direct.apply(tuple(calls), *values)
     return made
 
 

@@ -1,4 +1,4 @@
-"""A stack of layers and directions from a function that runs one direction of one layer."""
+"""A stack of layers and directions from a function that runs one layer."""
 
 from __future__ import annotations
 
@@ -11,26 +11,23 @@ from torch import Tensor
 from cellfuse.runtime.case import Case, Result
 
 
-class RunDirection(Protocol):
-    """Runs entry k of the stack on `value`: (output, final states)."""
+class RunLayer(Protocol):
+    """Runs the directions of one layer on `value`: (output, final states) of each."""
 
     def __call__(
-        self, case: Case, k: int, is_reverse: bool, value: Tensor, states: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, case: Case, layer: int, value: Tensor, states: list[list[Tensor]]
+    ) -> list[tuple[Tensor, list[Tensor]]]:
         """Of the case's tensors only the weights are used."""
 
 
-def run_stack(case: Case, run_direction: RunDirection) -> Result:
-    """Layer by layer, direction by direction."""
-    value, finals = case.input, []
+def run_stack(case: Case, run_layer: RunLayer) -> Result:
+    """Layer by layer."""
+    value, finals, count = case.input, [], case.num_directions
     for layer in range(case.num_layers):
-        outputs = []
-        for direction in range(case.num_directions):
-            k = layer * case.num_directions + direction
-            states = [state[k] for state in case.states]
-            output, final = run_direction(case, k, direction == 1, value, states)
-            outputs.append(output)
-            finals.append(final)
+        entries = range(layer * count, (layer + 1) * count)
+        made = run_layer(case, layer, value, [[state[k] for state in case.states] for k in entries])
+        outputs = [output for output, _ in made]
+        finals += [final for _, final in made]
         value = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
         if case.dropout and layer < case.num_layers - 1:
             value = F.dropout(value, case.dropout, training=True)

@@ -54,7 +54,7 @@ class Driver:
 
     Attributes:
         run: by "forward" and "backward", functions of (call, thread, count).
-        enter: by the same names, addresses of what OpenMP is to call.
+        enter, enter_both: by the same names, addresses of what OpenMP is to call, for one call and for two.
     """
 
     def __init__(self, bits: int, target: Target) -> None:
@@ -63,6 +63,7 @@ class Driver:
         address = self._engine.get_function_address
         self.run = {name: _CALL(address(name)) for name in ("forward", "backward")}
         self.enter = {name: address(f"enter_{name}") for name in ("forward", "backward")}
+        self.enter_both = {name: address(f"enter_both_{name}") for name in ("forward", "backward")}
 
 
 @lru_cache(maxsize=4)

@@ -57,6 +57,7 @@ def emit_driver(bits: int, target: Target) -> str:
     for name in ("forward", "backward"):
         _Driver(module, target, name).emit()
         _emit_enter(module, name)
+        _emit_enter_both(module, name)
     yields = "declare i32 @sched_yield()" if sys.platform != "win32" else ""
     pause = "call void @llvm.x86.sse2.pause()" if target.name != "neon" else ""
     declare = "declare void @llvm.x86.sse2.pause()" if pause else ""
@@ -110,6 +111,27 @@ def _emit_enter(module: Module, name: str) -> None:
     threads = code.let(f"sext i32 {code.let(f'call i32 {count}()')} to i64")
     code.do(f"call void @{name}(ptr {call}, i64 {thread}, i64 {threads})")
     code.define(f"enter_{name}", ("ptr %data",), "")
+
+
+def _emit_enter_both(module: Module, name: str) -> None:
+    """The same for two calls that know nothing of each other: half of the threads for each."""
+    code = Code(module)
+    calls, number, count = (code.slot("%data", k, "ptr") for k in range(3))
+    thread = code.let(f"sext i32 {code.let(f'call i32 {number}()')} to i64")
+    threads = code.let(f"sext i32 {code.let(f'call i32 {count}()')} to i64")
+    first, second = (code.slot(calls, k, "ptr") for k in range(2))
+    is_alone = code.let(f"icmp eq i64 {threads}, 1")
+    with code.where(is_alone):
+        for call in (first, second):
+            code.do(f"call void @{name}(ptr {call}, i64 0, i64 1)")
+    with code.where(code.let(f"xor i1 {is_alone}, true")):
+        half = code.let(f"udiv i64 {threads}, 2")
+        is_second = code.let(f"icmp sge i64 {thread}, {half}")
+        call = code.let(f"select i1 {is_second}, ptr {second}, ptr {first}")
+        place = code.let(f"select i1 {is_second}, i64 {code.sub(thread, half)}, i64 {thread}")
+        team = code.let(f"select i1 {is_second}, i64 {code.sub(threads, half)}, i64 {half}")
+        code.do(f"call void @{name}(ptr {call}, i64 {place}, i64 {team})")
+    code.define(f"enter_both_{name}", ("ptr %data",), "")
 
 
 class _Driver:
