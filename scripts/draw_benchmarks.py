@@ -1,7 +1,8 @@
 """Turn lines of `cellfuse bench --json FILE` into a page and a picture.
 
 `python scripts/draw_benchmarks.py FILE ... ` writes benchmarks/RESULTS.md and docs/speed.svg, which
-the guide holds, too. Of lines about the same case, pass and number of threads the last one counts.
+the guide holds, too. Of lines about the same machine, case, pass and number of threads the last one counts;
+the picture is of the machine that comes first.
 """
 
 import json
@@ -26,6 +27,17 @@ GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 CHAPTERS = {
     "": ("Every cell, small", "Milliseconds of our layer; the others' time over ours.", "ms"),
     "ragged": ("Packed sequences", "Lengths from T/4 to T.", "ms"),
+    "directions": (
+        "Two directions",
+        "Milliseconds of our bidirectional layer; the others' time over ours.",
+        "ms",
+    ),
+    "reset": (
+        "Episodes that start inside a window",
+        "`layer(x, reset=mask)`, true at one time step in fifty. *torch.nn*: its layer in a loop over "
+        "time, as without such a mask. *loop*: the same pieces by our eager backend.",
+        "ms",
+    ),
     "stream": (
         "Streaming",
         "`layer.step` at each time step, beside `layer.stepper`, torch.nn's layer at T = 1 and its cell.",
@@ -63,18 +75,21 @@ CHAPTERS = {
 
 
 def read(files):
-    """The lines by (case, pass, threads)."""
+    """For each processor its lines by (case, pass, threads)."""
     lines = [json.loads(text) for file in files for text in Path(file).read_text().splitlines()]
     wrong = [line["case"] for line in lines if line["wrong"]]
     if wrong:
         raise SystemExit(f"these cases were wrong and must not be published: {', '.join(wrong)}")
-    facts = {(line["processor"], line["torch"]) for line in lines}
-    if len(facts) != 1:
-        raise SystemExit(f"the lines are of different machines or versions of torch: {sorted(facts)}")
+    versions = {line["torch"] for line in lines}
+    if len(versions) != 1:
+        raise SystemExit(f"the lines are of different versions of torch: {sorted(versions)}")
     unknown = {line["case"] for line in lines} - CASES.keys()
     if unknown:
         raise SystemExit(f"these cases do not exist any more: {', '.join(sorted(unknown))}")
-    return {(line["case"], line["pass"], line["threads"]): line for line in lines}
+    found = {}
+    for line in lines:
+        found.setdefault(line["processor"], {})[line["case"], line["pass"], line["threads"]] = line
+    return found
 
 
 def mean(ratios):
@@ -110,7 +125,7 @@ def heart_tables(lines, threads):
     """The Markdown tables of the three cells."""
     rows, every = list(heart(lines, threads)), []
     head = ["| T, B, I = H | LSTM | GRU | RNN |", "|---|---|---|---|"]
-    text = [f"### {title(threads)}", "", *head]
+    text = [f"#### {title(threads)}", "", *head]
     for (T, B, H), row in rows:
         ratios = [[line["ratios"]["torch.nn"] for line in pair] for pair in row]
         every += [ratio for pair in ratios for ratio in pair]
@@ -137,7 +152,7 @@ def roofs(lines):
         return []
     levels = list(next(iter(found.values()))["read"])
     says = "Measured in the same runs: multiply-adds at full vector width, GFLOP/s; torch.mm of 1024 x 1024 "
-    text = ["## The machine", "", says + "matrices; reading, GB/s, each thread from memory of its own."]
+    text = ["### The machine", "", says + "matrices; reading, GB/s, each thread from memory of its own."]
     text += ["", f"| threads | multiply-adds | torch.mm float32 | bfloat16 | {' | '.join(levels)} |"]
     text.append("|---" * (4 + len(levels)) + "|")
     for threads, roof in sorted(found.items()):
@@ -158,7 +173,7 @@ def chapter(lines, family):
     """The Markdown tables of one family, one for each number of threads."""
     name, says, unit = CHAPTERS[family]
     mine = {k: line for k, line in lines.items() if CASES[k[0]].family == family and k[0] not in HEARTS}
-    text = [f"## {name}", "", says, ""] if mine else []
+    text = [f"### {name}", "", says, ""] if mine else []
     for threads in sorted({threads for _, _, threads in mine}):
         found = {key: line for key, line in mine.items() if key[2] == threads}
         others = list(dict.fromkeys(other for line in found.values() for other in line["ratios"]))
@@ -202,24 +217,37 @@ def picture(lines, path):
     drawn.savefig(path, metadata={"Date": None})
 
 
-def main(files):
-    """Write the page and the picture."""
-    lines = read(files)
+def machine(processor, lines):
+    """The chapters of one machine."""
     line = next(iter(lines.values()))
     commits = sorted({str(each["commit"]) for each in lines.values()})
-    text = ["# Results", "", "Made by `scripts/draw_benchmarks.py` from the lines in `benchmarks/results/`."]
-    text += [f"{line['processor']}, torch {line['torch']}, commit {', '.join(commits)}, {line['date']}.", ""]
-    text += ["![torch.nn's time over ours for eight sizes](../docs/speed.svg)", ""]
-    text += ["Ratios are the other's figure over ours; below 1, where ours is worse, they are bold.", ""]
-    text += [*roofs(lines), "## Against torch.nn", ""]
+    dates = sorted({each["date"] for each in lines.values()})
+    text = [
+        f"## {processor}",
+        "",
+        f"torch {line['torch']}, commit {', '.join(commits)}, {', '.join(dates)}.",
+        "",
+    ]
+    text += [*roofs(lines), "### Against torch.nn", ""]
     text += ["torch.nn's time over ours, float32, inference / training with all gradients.", ""]
     for threads in sorted({threads for _, _, threads in lines}):
         text += heart_tables(lines, threads)
     for family in FAMILIES:
         text += chapter(lines, family)
+    return text
+
+
+def main(files):
+    """Write the page and the picture."""
+    machines = read(files)
+    text = ["# Results", "", "Made by `scripts/draw_benchmarks.py` from the lines in `benchmarks/results/`."]
+    text += ["Ratios are the other's figure over ours; below 1, where ours is worse, they are bold.", ""]
+    text += [f"![torch.nn's time over ours for eight sizes, {next(iter(machines))}](../docs/speed.svg)", ""]
+    for processor, lines in machines.items():
+        text += machine(processor, lines)
     (ROOT / "benchmarks" / "RESULTS.md").write_text("\n".join(text), encoding="utf-8")
     for folder in ("docs", "docs/en/pictures", "docs/zh/pictures"):
-        picture(lines, ROOT / folder / "speed.svg")
+        picture(next(iter(machines.values())), ROOT / folder / "speed.svg")
 
 
 if __name__ == "__main__":

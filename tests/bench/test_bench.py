@@ -21,6 +21,8 @@ SPECIAL = [
 # Whom each family is compared with, besides the loop.
 BESIDE = {
     "ragged": {"torch.nn"},
+    "directions": {"torch.nn"},
+    "reset": {"torch.nn", "our layer without resets"},
     "stream": {"torch.nn", "torch.nn cell", "our stepper"},
     "custom": {"our LSTM"},
     "linear": {"our input product"},

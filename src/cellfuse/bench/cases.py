@@ -14,6 +14,8 @@ from cellfuse.errors import OptionError
 FAMILIES: dict[str, tuple[str, ...]] = {
     "": ("inference", "training"),
     "ragged": ("inference", "training"),  # packed sequences of lengths from T/4 to T
+    "directions": ("inference", "training"),  # bidirectional layers
+    "reset": ("inference", "training"),  # episodes that start inside, at one time step in fifty
     "stream": ("inference",),  # one time step a call
     "custom": ("inference", "training"),  # cells a user could have written, beside our LSTM of the same size
     "linear": ("inference", "training"),  # gates see the input only, or only their own unit: no matrix R
@@ -67,6 +69,11 @@ class BenchCase:
         return self.family not in ("memory", "accuracy")
 
     @property
+    def reset(self) -> torch.Tensor:
+        """[T, B], true where an episode starts."""
+        return torch.rand(self.T, self.B, generator=torch.Generator().manual_seed(3)) < 1 / 50
+
+    @property
     def lengths(self) -> list[int]:
         """Of the sequences, longest first."""
         return [self.T - k * (self.T - self.T // 4) // max(1, self.B - 1) for k in range(self.B)]
@@ -85,6 +92,8 @@ SHAPES = (
 )
 HEART = ("lstm", "gru", "rnn")
 RAGGED = (100, 32, 128)
+DIRECTIONS = ((100, 1, 64), (100, 1, 256), (100, 8, 128), (100, 32, 128))
+RESETS = ((128, 16, 64), (128, 16, 256))
 STREAMS = ((100, 1, 64), (100, 1, 256))
 OTHERS = (50, 16, 64)
 CUSTOM = ((100, 1, 64), (100, 1, 256), (100, 32, 64), (100, 32, 256))
@@ -104,6 +113,8 @@ CASES: dict[str, BenchCase] = {
         *(BenchCase(cell, *shape) for cell in HEART for shape in SHAPES),
         *(BenchCase(cell, *OTHERS) for cell in cells.CELLS),
         *(BenchCase(cell, *RAGGED, "ragged") for cell in HEART),
+        *(BenchCase(cell, *shape, "directions") for cell in HEART for shape in DIRECTIONS),
+        *(BenchCase(cell, *shape, "reset") for cell in HEART for shape in RESETS),
         *(BenchCase(cell, *shape, "stream") for cell in HEART for shape in STREAMS),
         *(BenchCase(cell, *shape, "custom") for cell in CUSTOM_CELLS for shape in CUSTOM),
         *(BenchCase(cell, *shape, "linear") for cell in LINEAR_CELLS for shape in LINEAR),

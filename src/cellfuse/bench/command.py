@@ -28,6 +28,7 @@ line of JSON as "roof"."""
 OTHERS = (
     *("torch.nn", "torch.nn cell", "loop"),
     *("our stepper", "our LSTM", "our input product", "our float32", "our recompute"),
+    "our layer without resets",
 )
 
 

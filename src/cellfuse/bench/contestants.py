@@ -97,6 +97,39 @@ class Stream(nn.Module):
         return torch.stack(outputs), tuple(s if s.dim() == 3 else s.unsqueeze(0) for s in states)
 
 
+class Episodes(nn.Module):
+    """A layer whose sequences start anew where the mask is true."""
+
+    def __init__(self, layer: nn.Module, reset: Tensor) -> None:
+        super().__init__()
+        self.layer, self.reset = layer, reset
+
+    def forward(self, input: Tensor) -> tuple[Tensor, States]:
+        """As `Loop.forward`."""
+        output, states = self.layer(input, reset=self.reset)
+        return output, states if isinstance(states, tuple) else (states,)
+
+
+class EpisodeLoop(Episodes):
+    """The same around a layer of torch.nn: one time step a call, with the states zeroed in between."""
+
+    def forward(self, input: Tensor) -> tuple[Tensor, States]:
+        """As `Loop.forward`."""
+        state, outputs = None, []
+        for x_t, goes_on in zip(input.unsqueeze(1), (~self.reset).to(input.dtype), strict=True):
+            if state is not None:
+                states = tuple(s * goes_on.view(1, -1, 1) for s in _tuple(state))
+                state = states if len(states) > 1 else states[0]
+            y_t, state = self.layer(x_t, state)
+            outputs.append(y_t)
+        return torch.cat(outputs), _tuple(state)
+
+
+def _tuple(state: Tensor | States | None) -> States:
+    assert state is not None
+    return state if isinstance(state, tuple) else (state,)
+
+
 class Stepped(nn.Module):
     """`layer.stepper`, made anew for each sequence: its weights are copies."""
 
@@ -130,21 +163,26 @@ def contestants(
 ) -> dict[str, nn.Module]:
     """Modules by name, ours first; "loop" is always there and is what results are checked against.
 
-    For a cell that is not LSTM, GRU or RNN, and for ragged input, the loop is our eager backend: the
-    cell's own equations, operation by operation.
+    For a cell that is not LSTM, GRU or RNN, for ragged input and two directions, the loop is our eager
+    backend: the cell's own equations, operation by operation.
 
     weights: of all; None draws new ones.
     """
     torch.manual_seed(0)
-    cell, options = cell_of(case), OPTIONS.get(case.cell, {})
+    cell, options = cell_of(case), dict(OPTIONS.get(case.cell, {}))
+    if case.family == "directions":
+        options["bidirectional"] = True
     ours = cell.layer(case.I, case.H, dtype=dtype, backend=backend, **options)
     ours.load_state_dict(weights or ours.state_dict())
     if case.family == "stream":
         return _streams(case, ours)
+    if case.family == "reset":
+        return _episodes(case, ours)
     found: dict[str, nn.Module] = {"cellfuse": ours}
     if case.cell in TORCH:
-        found["torch.nn"] = _with(TORCH[case.cell](case.I, case.H, dtype=dtype), ours)
-    if case.cell in TORCH and case.family != "ragged":
+        theirs = TORCH[case.cell](case.I, case.H, dtype=dtype, bidirectional=ours.bidirectional)
+        found["torch.nn"] = _with(theirs, ours)
+    if case.cell in TORCH and case.family not in ("ragged", "directions"):
         found["loop"] = Loop(ours)
     else:
         found["loop"] = _with(cell.layer(case.I, case.H, dtype=dtype, backend="eager", **options), ours)
@@ -189,6 +227,20 @@ def _streams(case: BenchCase, ours: Layer) -> dict[str, nn.Module]:
     }
 
 
+def _episodes(case: BenchCase, ours: Layer) -> dict[str, nn.Module]:
+    """Episodes that start inside; torch.nn in a loop over time, and the pieces by our eager backend."""
+    dtype, cell = next(ours.parameters()).dtype, cell_of(case)
+    theirs = _with(TORCH[case.cell](case.I, case.H, dtype=dtype), ours)
+    eager = _with(cell.layer(case.I, case.H, dtype=dtype, backend="eager"), ours)
+    unbroken = _with(cell.layer(case.I, case.H, dtype=dtype), ours)
+    return {
+        "cellfuse": Episodes(ours, case.reset),
+        "torch.nn": EpisodeLoop(theirs, case.reset),
+        "loop": Episodes(eager, case.reset),
+        "our layer without resets": unbroken,
+    }
+
+
 def _with(module: nn.Module, ours: Layer) -> nn.Module:
     module.load_state_dict(ours.state_dict())
     return module
@@ -196,6 +248,6 @@ def _with(module: nn.Module, ours: Layer) -> nn.Module:
 
 def gradients(module: nn.Module, loss: Tensor, input: Tensor) -> dict[str, Tensor]:
     """Gradients of the input and of every parameter, by the same names for every contestant."""
-    names = ["input", *(name.removesuffix("_l0") for name, _ in module.named_parameters())]
+    names = ["input", *(n.removeprefix("layer.").replace("_l0", "") for n, _ in module.named_parameters())]
     values = torch.autograd.grad(loss, [input, *module.parameters()])
     return dict(zip(names, values, strict=True))
