@@ -29,7 +29,8 @@ from cellfuse.runtime.once import Once
 from cellfuse.runtime.times import Times
 
 # A chunk of time steps is what stays in the second-level cache between the loop and the large products
-# before and after it, and has rows enough for those products to read their matrices seldom.
+# before and after it, and has rows enough for those products to read their matrices seldom; the products
+# after the loop also write theirs. Half of the rows before the loop: 3 % on a Zen with 1 MB of that cache.
 CHUNK = 1 << 19  # bytes
 ROWS = 384
 
@@ -218,7 +219,8 @@ class Fused:
         numbers = self.layout.strides["products"]
         if loop == "backward":
             numbers = self.layout.strides["gradients"] + numbers * self.recompute
-        rows = max(CHUNK // (self.size * max(numbers, 1)), ROWS)
+        least = ROWS if loop == "backward" else ROWS // 2
+        rows = max(CHUNK // (self.size * max(numbers, 1)), least)
         rows = min(rows, _LONGEST // (self.work + numbers * input_size) + 1)
         size = max(1, rows // max(times.batch, 1))
         count = -(-times.steps // size)
