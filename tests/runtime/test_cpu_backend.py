@@ -351,11 +351,51 @@ def sizes_of(layer):
 
 
 def test_auto_leaves_few_steps_of_many_units_to_torch():
-    for layer, backend in ((cf.GRU(8, 256), "aten"), (cf.LSTM(8, 256), "cpu"), (cf.GRU(8, 16), "cpu")):
-        x = torch.randn(1, 3, 8)
+    for layer, backend in ((cf.GRU(32, 256), "aten"), (cf.LSTM(32, 256), "cpu"), (cf.GRU(32, 16), "cpu")):
+        x = torch.randn(1, 3, 32)
         assert choice.choose(layer._case(x, layer.initial_states(3, x))) == backend
-        x = torch.randn(9, 3, 8)
+        x = torch.randn(9, 3, 32)
         assert choice.choose(layer._case(x, layer.initial_states(3, x))) == "cpu"
+
+
+def test_auto_leaves_little_work_to_torch_where_a_call_of_ours_is_not_quick():
+    def chosen(layer, *shape):
+        x = torch.randn(shape)
+        return choice.choose(layer._case(x, layer.initial_states(shape[1], x)))
+
+    assert chosen(cf.RNN(16, 32), 2, 1, 16) == "cpu"  # one call of the kernel
+    for layer in (cf.RNN(16, 32, 2), cf.RNN(16, 32, bidirectional=True), cf.RNN(16, 30), cf.RNN(15, 32)):
+        assert chosen(layer, 2, 1, layer.input_size) == "aten"
+        assert chosen(layer, 20, 1, layer.input_size) == "cpu"
+    with torch.no_grad():
+        assert chosen(cf.RNN(15, 32), 2, 1, 15) == "cpu"
+    assert chosen(cf.LSTM(15, 32), 20, 1, 15) == "aten"
+    assert chosen(cf.LSTM(15, 32), 20, 64, 15) == "cpu"
+    assert chosen(cf.cells.mgu.layer(15, 30), 1, 1, 15) == "cpu"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_first": True}, {"num_layers": 2, "bidirectional": True, "dropout": 0.5}]
+)
+@pytest.mark.parametrize("name", THREE)
+def test_torchs_operator_is_called_the_quick_way_and_gives_torchs_bits(name, options, monkeypatch):
+    ours, theirs = getattr(cf, name)(5, 7, **options), getattr(torch.nn, name)(5, 7, **options)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, 5)
+    monkeypatch.setattr(choice, "run", None)  # the general way
+    for is_trained in (True, False):
+        for layer in (ours, theirs):
+            layer.train(is_trained)
+        for hx in (None, ours.initial_states(2 if options.get("batch_first") else 3, x)):
+            hx = hx[0] if hx is not None and len(hx) == 1 else hx
+            made = []
+            for layer in (ours, theirs):
+                torch.manual_seed(0)
+                output, states = layer(x, hx)
+                states = states if isinstance(states, tuple) else (states,)
+                made.append([output, *states, *torch.autograd.grad(output.sum(), list(layer.parameters()))])
+            for got, want in zip(*made, strict=True):
+                assert torch.equal(got, want)
 
 
 def test_auto_leaves_the_training_of_large_lstms_to_torch():

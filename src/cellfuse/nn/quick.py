@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.runtime import choice, trained
+from cellfuse.runtime.aten import Operator
 from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.fused import fused_step
 from cellfuse.runtime.step import is_mode_active, is_plain
@@ -96,14 +97,17 @@ def of(layer: Layer) -> Quick | None:
 
 
 def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
-    """`Layer.forward` by one call of the kernel: x [T, B, I]."""
-    if layer.num_layers > 1 or layer.bidirectional or layer.recompute or is_mode_active():
+    """`Layer.forward` by one call of the kernel, or of torch's operator: x [T, B, I], or batch first."""
+    if layer.recompute or is_mode_active():
         return None
     dtype, shape = x.dtype, x.shape
     if (dtype is not torch.float32 and dtype is not torch.float64) or not is_plain(x, dtype):
         return None
-    if len(shape) != 3 or shape[2] != layer.input_size or layer.batch_first or x.numel() == 0:
+    if len(shape) != 3 or shape[2] != layer.input_size or x.numel() == 0:
         return None
+    if layer.batch_first:
+        x = x.transpose(0, 1)
+        shape = x.shape
     quick = of(layer)
     if quick is None:
         return None
@@ -121,27 +125,36 @@ def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
         if not all(isinstance(value, Tensor) and is_plain(value, dtype) for value in states):
             return None
     is_trained = torch.is_grad_enabled() and any(v.requires_grad for v in (x, *weights, *states))
-    key = (is_trained, shape, dtype, torch.get_num_threads(), layer.backend)
+    dropout = layer.dropout if layer.training else 0.0
+    key = (is_trained, shape, dtype, torch.get_num_threads(), layer.backend, dropout)
     made = quick.take(key, lambda: _whole(layer, x, is_trained))
     if made is None:
         return None
     if any(value.shape != wanted.shape for value, wanted in zip(states, made.initial, strict=False)):
         quick.give(key, made)
         return None
-    if is_trained:
-        output, finals = trained.run(made, x, states, weights)
+    if type(made) is Trained:
+        output, finals = trained.run(made, x.contiguous(), states, weights)
+    elif type(made) is Whole:
+        output, finals = made.run(x.contiguous(), states, weights)
     else:
         output, finals = made.run(x, states, weights)
     quick.give(key, made)  # not after an interrupt, which may have left it half changed
+    if layer.batch_first:
+        output = output.transpose(0, 1)
     return output, finals[0] if len(finals) == 1 else tuple(finals)
 
 
-def _whole(layer: Layer, x: Tensor, is_trained: bool) -> Whole | Trained | None:
+def _whole(layer: Layer, x: Tensor, is_trained: bool) -> Whole | Trained | Operator | None:
     sizes = Sizes(layer.hidden_size, layer.proj_size, layer.num_heads)
     with torch.inference_mode(False), torch.no_grad():
         initial = layer.initial_states(x.shape[1], x)
         case = layer._case(x, initial)
-        if choice.choose(case, layer.backend) != "cpu":
+        with torch.set_grad_enabled(is_trained):
+            chosen = choice.choose(case, layer.backend)
+        if chosen == "aten":
+            return Operator(case)
+        if chosen != "cpu" or layer.num_layers > 1 or layer.bidirectional:
             return None
         fused = fused_step(layer.cell, layer.bias, sizes, x.dtype)
         names = [name for name, _ in layer._blocks()[0].names]

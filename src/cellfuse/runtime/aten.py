@@ -5,6 +5,8 @@ A cell is torch's if it says so (`Cell.aten`); everything else runs elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -72,19 +74,42 @@ def _onednn_lacks(case: Case) -> bool:
     return low == torch.bfloat16 and not has_onednn_bfloat16()
 
 
+class Operator:
+    """torch's operator for cases like one, for `cellfuse.nn.quick`.
+
+    Attributes:
+        initial: the initial states where a call is given none.
+    """
+
+    def __init__(self, case: Case) -> None:
+        # cuDNN has no backward in evaluation mode; with dropout 0, as Case has it there, the modes are the
+        # same.
+        is_training = case.dropout > 0 or (case.input.is_cuda and torch.is_grad_enabled())
+        self._options = case.has_bias, case.num_layers, case.dropout, is_training, case.num_directions == 2
+        self._operator, self.initial = torch_operator(case.cell.aten), list(case.states)
+
+    def run(
+        self,
+        x: Tensor,
+        states: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        batch_sizes: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(output, final states) of the whole stack in one call; states empty: the initial ones."""
+        states = states or self.initial
+        hx = states if len(states) > 1 else states[0]
+        if batch_sizes is None:
+            output, *finals = self._operator(x, hx, weights, *self._options, False)
+        else:
+            output, *finals = self._operator(x, batch_sizes, hx, weights, *self._options)
+        return output, finals
+
+
 def run(case: Case) -> Result:
     """Run the whole stack in one call of torch's operator."""
     flat = [weight for weights in case.weights for weight in weights.values()]
-    hx = case.states if len(case.states) > 1 else case.states[0]
-    # cuDNN has no backward in evaluation mode; with dropout 0, as Case has it there, the modes are the same.
-    is_training = case.dropout > 0 or (case.input.is_cuda and torch.is_grad_enabled())
-    shape = (case.has_bias, case.num_layers, case.dropout, is_training, case.num_directions == 2)
-    operator = torch_operator(case.cell.aten)
-    if case.batch_sizes is None:
-        output, *states = operator(case.input, hx, flat, *shape, False)
-    else:
-        output, *states = operator(case.input, case.batch_sizes, hx, flat, *shape)
-    return output, tuple(states)
+    output, finals = Operator(case).run(case.input, case.states, flat, case.batch_sizes)
+    return output, tuple(finals)
 
 
 def has_step(cell: Cell) -> bool:
