@@ -673,6 +673,7 @@ WORDS: dict[str, Words] = {
     "page play": Words("Play: what waits for what", "播放：谁等谁"),
     "page next": Words("step ▶", "下一步 ▶"),
     "page keys": Words("Keys", "键盘操作"),
+    "page still": Words("A still picture, should the page above be missing", "若上面没有显示页面，看这张静态图"),
     "page keys text": Words(
         "In the map: arrows go to the nearest box, Home and End to the ends of its row, Enter chooses the "
         "box and its time step, Space plays or stops. Esc closes, ? opens this.",

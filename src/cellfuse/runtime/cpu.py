@@ -18,8 +18,11 @@ from cellfuse.runtime.stack import run_stack
 
 def why_not(case: Case) -> str:
     """Why the kernels cannot run this case; empty if they can."""
+    is_compiling = torch.compiler.is_compiling()
+    if is_compiling and aten.is_onnx_export():
+        return "an ONNX file holds ONNX's operators only, and no kernel"
     why = _why_not(case)
-    if why and torch.compiler.is_compiling():
+    if why and is_compiling:
         return f"{why} (elsewhere the time steps are unrolled, and compiled again for another T)"
     return why
 
