@@ -625,8 +625,8 @@ WORDS: dict[str, Words] = {
         "→ 粗框：正向的最后状态，在每条序列自己的最后一个有效步。",
     ),
     "ragged reverse": Words(
-        "← thick dashed frame: the reverse direction's last state, at t=0.",
-        "← 粗虚线框：反向的最后状态，在 t=0。",
+        "← thick dashed frame: the reverse direction's last state, at t=0; it starts at the last valid step.",
+        "← 粗虚线框：反向的最后状态，在 t=0；反向从最后一个有效步开始。",
     ),
     "ragged padding": Words(
         "Hatched: padding. Nothing is computed there; padded has zeros.",
