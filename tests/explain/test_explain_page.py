@@ -425,13 +425,44 @@ def test_language_and_theme_switch(browser, pages):
     assert browser.run(ground) != before
 
 
-def test_the_notebook_s_frame_works(browser, facts, tmp_path):
+def notebook(shown, **options):
+    """A notebook with one output as nbconvert writes it, without its own scripts from the network."""
+    pytest.importorskip("nbconvert", reason="pip install nbconvert")
+    from nbconvert import HTMLExporter
+    from nbformat import v4
+
+    data = {"text/plain": str(shown), "text/html": shown._repr_html_()}
+    cell = v4.new_code_cell("facts", outputs=[v4.new_output("display_data", data)])
+    urls = dict.fromkeys(("require_js_url", "jquery_url", "mathjax_url", "mermaid_js_url"), "")
+    return HTMLExporter(**urls, **options).from_notebook_node(v4.new_notebook(cells=[cell]))[0]
+
+
+@pytest.mark.filterwarnings("ignore:IPython3 lexer unavailable")
+def test_a_notebook_made_html_has_the_frame_and_it_works(browser, facts, tmp_path):
     file = tmp_path / "notebook.html"
-    file.write_text(f"<!doctype html><body>{facts._repr_html_()}</body>", encoding="utf-8")
+    file.write_text(notebook(facts), encoding="utf-8")
     browser.open(file.as_uri())
-    time.sleep(0.5)
-    assert browser.errors == []
     assert browser.run("document.querySelector('iframe').sandbox.value") == "allow-scripts"
+    assert browser.run_in_frame("document.querySelector('#map .n[tabindex=\"0\"]').dataset.k") == "c/0/0/0"
+    browser.run_in_frame("document.querySelector('.question').click()")
+    assert browser.run_in_frame("document.querySelectorAll('.answer:not([hidden])').length") == 1
+    assert browser.run_in_frame("document.querySelectorAll('svg .hi').length") > 0
+    assert browser.errors == []
+    assert [url for url in browser.requests if not url.startswith(("file:", "data:", "about:"))] == []
+
+
+def test_a_notebook_without_frames_shows_the_picture(browser, facts, tmp_path):
+    own = re.sub("<iframe.*?</iframe>", "", facts._repr_html_(), flags=re.S)
+    file = tmp_path / "notebook.html"
+    file.write_text(f"<!doctype html><body>{own}</body>", encoding="utf-8")
+    browser.open(file.as_uri())
+    browser.run("document.querySelector('summary').click()")
+    code = "document.querySelector('img').decode().then(() => document.querySelector('img').naturalWidth)"
+    assert browser.run(code) > 500
+    assert "<details>" in cf.explain(torch.nn.LSTMCell(2, 3))._repr_html_()
+    both = cf.explain(torch.nn.ModuleDict({"a": cf.GRU(2, 3), "b<": cf.RNN(2, 3)}))._repr_html_()
+    assert both.count("<iframe") == 2
+    assert "<h3>b&lt;</h3>" in both
 
 
 def test_opening_is_fast(browser, pages):

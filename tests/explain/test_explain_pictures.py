@@ -31,6 +31,16 @@ def layer_of(cell, L=1, D=1, bias=True, form="batched", hidden=6):
     return cell.layer(2, hidden, **options(form, L, D, bias), **OPTIONS.get(cell.name, {}))
 
 
+# States with a path through the step on which no matrix and no activation lies.
+STRAIGHT = {
+    **dict.fromkeys(("gru", "gru_reset_before", "mgu", "mingru", "minimal_rnn", "ugrnn"), "h"),
+    **dict.fromkeys(("coupled_lstm", "layer_norm_lstm", "lstm", "lstm_without_forget"), "c"),
+    **dict.fromkeys(("peephole_lstm", "projected_lstm", "qrnn", "ran", "sru"), "c"),
+    "slstm": "cnm",
+    "leaky": "m",
+}
+
+
 def at(facts, length):
     """The facts as if the sequence were longer."""
     return replace(facts, sizes=facts.sizes | {"T": length})
@@ -42,6 +52,7 @@ def test_the_cell_has_no_overlaps_and_straight_states(cell, bias):
     facts = cf.explain(layer_of(cell, bias=bias))
     drawing = facts.picture("cell").drawing
     assert faults(drawing) == []
+    assert {spine[0] for spine in facts.graph.spines} == {f"s/{s}" for s in STRAIGHT.get(cell.name, "")}
     for spine in facts.graph.spines:
         heights = {round(drawing.box(key).centre[1], 3) for key in spine}
         assert len(heights) == 1, spine

@@ -265,6 +265,10 @@ ANSWERS = {
             "最后一个有效输出是 output[length - 1, b]",
         ),
         ("h_n is the state after each sequence's own end", "h_n 是每条序列自己结束时的状态"),
+        (
+            "a reverse direction starts at each sequence's own last valid step and ends at t=0",
+            "反向从每条序列自己的最后一个有效步开始，在 t=0 结束",
+        ),
     ),
     "two biases, one sum": (
         "lstm",
@@ -321,6 +325,13 @@ def test_each_option_changes_the_text():
     assert "packed sequences of [2, 5, 3] time steps, S=10 steps in all" in text
     assert "torch.equal(h_n[0], padded[lengths - 1, torch.arange(3)]) True" in text
     assert "zeros after the end of each sequence" in text
+    layer = cf.GRU(I, H, bidirectional=True, dtype=torch.float64)
+    facts = cf.explain(layer, made(layer, "packed"))
+    ways = "starts at each sequence's own last valid step and ends at t=0"
+    assert f"every other ends at its own last step. The reverse direction {ways}" in said(facts)
+    assert f"Reverse direction: it {ways}, so its last state" in said(facts)
+    assert said(facts, "zh").replace(" ", "").count("从每条序列自己的最后一个有效步开始，在t=0结束") == 2
+    layer = cf.GRU(I, H, dtype=torch.float64)
     text = said(cf.explain(layer, made(layer, "unbatched")))
     assert "one sequence without a batch axis" in text
     assert "torch.equal(h_n[0], output[-1]) True" in text

@@ -5,6 +5,7 @@ Says nothing about how it looks: see `text`. Every fact that is a sentence has i
 
 from __future__ import annotations
 
+import html
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -358,6 +359,9 @@ class ModelExplanation:
     def save(self, path: str | Path, lang: str | None = None) -> Path:
         """The page, text or facts of the model's only layer; see `layer` for models with several."""
         return self.layer().save(path, lang or self.lang)
+
+    def _repr_html_(self) -> str:
+        return "".join(f"<h3>{html.escape(name)}</h3>{facts._repr_html_()}" for name, facts in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Every fact as plain Python, ready for JSON."""

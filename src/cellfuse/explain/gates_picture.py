@@ -74,7 +74,8 @@ def _statistics(series: Series) -> Words:
     words = say("gates gate", mean=_number(series.mean), low=f"{series.low:.0%}", high=f"{series.high:.0%}")
     if not series.keeps:
         return words
-    steps = f"{series.half_life:.2g}" if math.isfinite(series.half_life) else "∞"
+    life = series.half_life
+    steps = f"{life:.{0 if life >= 10 else 1}f}" if math.isfinite(life) else "∞"
     rest = say("gates half-life", state=series.keeps, n=steps)
     return Words(f"{words.en} · {rest.en}", f"{words.zh} · {rest.zh}")
 

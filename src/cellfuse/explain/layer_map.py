@@ -14,7 +14,7 @@ from cellfuse.explain.svg import SIZE, SMALL, Box, Drawing, Line, Text, Wire, te
 from cellfuse.explain.wiring import Gap, Shown, columns, layers, over_time, place_of
 from cellfuse.explain.words import Words, listed, say
 
-_CELL, _HEIGHT, _BETWEEN = 62.0, 38.0, 24.0
+_CELL, _HEIGHT, _BETWEEN = 62.0, 38.0, 20.0
 _HALF = 19.0
 
 
@@ -59,6 +59,7 @@ class _Map:
         labels = [text_width(f"output[{self.T - 1}]"), *(text_width(shape, SMALL) for shape in shapes)]
         self.bar = max(2 * self.cell + 8 if self.D == 2 else 0, max(labels) + 16)
         self.start = 15.0 * len(facts.states) + 9  # height of the states before the first step
+        self.start_width = text_width(f"{facts.states[0]}_0[{self.L * self.D - 1}]") + 14
         self.rise = max(_HEIGHT, self.start) / 2 + 12  # from a reverse lane to its last state's way home
         self.lane_height = max(78.0, self.start + 32)
         self.boxes: dict[str, Box] = {}
@@ -151,7 +152,7 @@ class _Map:
 
     def _label(self, layer: int, direction: int, y: float) -> None:
         text = say("lane", layer=layer, sign="→←"[direction])
-        x = -118.0 if direction == 0 else -44.0
+        x = -32.0 - self.start_width if direction == 0 else -36.0
         self.drawing.texts.append(Text(x, y - (0 if direction == 0 else 14), text, SIZE, "end", "heading"))
         if layer and self.facts.options["dropout"] and direction == 0:
             words = say("sieve", p=f"{self.facts.options['dropout']:g}")
@@ -214,8 +215,7 @@ class _Map:
         room = max(text_width(f"{state}_n[{self.L * self.D - 1}]") for state in states) + 14
         shapes = [str(list(self.facts.tensor(f"{state}_n").shape[1:])) for state in states]
         room = max([room, *(text_width(shape, SMALL) + 10 for shape in shapes)])
-        start = text_width(f"{states[0]}_0[{self.L * self.D - 1}]") + 14
-        left = self.right + (start + 46 if self.D == 2 else 30)
+        left = self.right + (self.start_width + 46 if self.D == 2 else 30)
         for (layer, direction), y in self.lanes.items():
             k = layer * self.D + direction
             if any(isinstance(gap, Gap) and gap.first == layer for gap in self.shown):
@@ -238,8 +238,8 @@ class _Map:
                 )
             if self.D == 2:
                 text = f"k = {layer}·2 + {direction}"
-                self.drawing.texts.append(Text(left + width + 8, y, text, SMALL, kind="note"))
-            self._start(k, layer, direction, y, start)
+                self.drawing.texts.append(Text(left + width / 2, y + 32, text, SMALL, "middle", kind="note"))
+            self._start(k, layer, direction, y)
 
     def _final(self, state: str, layer: int, direction: int) -> Words:
         return say(
@@ -256,7 +256,8 @@ class _Map:
         text = _hidden(gap)
         self._add("h/gap", (left + width / 2, y), (width, 15.0 * len(lines) + 12), lines, "kgap", text)
 
-    def _start(self, k: int, layer: int, direction: int, y: float, width: float) -> None:
+    def _start(self, k: int, layer: int, direction: int, y: float) -> None:
+        width = self.start_width
         x = self.right + 22 + width / 2 if direction else -16.0 - width / 2
         lines = [Line(f"{state}_0[{k}]") for state in self.facts.states]
         title = say("box start", layer=layer, way=say(f"way {direction}"), t=self.T - 1 if direction else 0)
@@ -359,6 +360,7 @@ class _Map:
             claim = self.facts.claim("initial")
             notes.append(Words(claim.en, claim.zh))
         if self.facts.form == "packed" and self.T > 1:
-            notes.append(say("map packed two" if self.D == 2 else "map packed", last=self.T - 1))
+            notes.append(say("map packed", last=self.T - 1))
+            notes += [say("map packed reverse")] if self.D == 2 else []
         for place, note in enumerate(notes):
             self.drawing.texts.append(Text(0, bottom + 4 + 18 * place, note, kind="note"))

@@ -80,7 +80,7 @@ class _Layout:
     def made(self) -> Layout:
         self._order()
         heights = self._heights()
-        left, right = self._columns()
+        left, right = self._columns(heights)
         centres = {n: ((left[self.rank[n]] + right[self.rank[n]]) / 2, heights[n]) for n in self.sizes}
         routes = [self._route(chain, centres, left, right) for chain in self.chains]
         return Layout({n: p for n, p in centres.items() if not isinstance(n, _Dummy)}, routes)
@@ -222,14 +222,15 @@ class _Layout:
     def _weight(self, a: Key, b: Key) -> float:
         return _LONG if isinstance(a, _Dummy) and isinstance(b, _Dummy) else _SHORT
 
-    def _columns(self) -> tuple[list[float], list[float]]:
-        """Left and right side of every rank. Many wires between two ranks get more room."""
+    def _columns(self, heights: Mapping[Key, float]) -> tuple[list[float], list[float]]:
+        """Left and right side of every rank. Many or steep wires between two ranks get more room."""
         left, right, x = [], [], 0.0
         for rank in self.ranks:
             left.append(x)
             right.append(x + max(self.sizes[n][0] for n in rank))
             wires = sum(len(self.after[n]) for n in rank)
-            x = right[-1] + self.channel + min(3.0 * max(wires - 4, 0), 40.0)
+            rise = max((abs(heights[n] - heights[m]) for n in rank for m in self.after[n]), default=0.0)
+            x = right[-1] + self.channel + min(max(3.0 * (wires - 4), 0.3 * rise), 40.0)
         return left, right
 
     def _route(

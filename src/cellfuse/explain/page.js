@@ -185,7 +185,7 @@ function answer(button, isOpen) {
   $(button.getAttribute("aria-controls")).hidden = false;
   const points = JSON.parse(button.dataset.points);
   boxes.filter((box) => points.some((point) => matches(point, box.dataset.k || ""))).forEach((box) => box.classList.add("hi"));
-  history.replaceState(null, "", "#" + button.id);
+  if (location.protocol !== "about:") history.replaceState(null, "", "#" + button.id); // not in a notebook's frame
 }
 asked.forEach((button) => { button.onclick = () => answer(button, button.getAttribute("aria-expanded") !== "true"); });
 

@@ -22,7 +22,7 @@ from cellfuse.explain.questions import Question, questions_of
 from cellfuse.explain.svg import STYLE, Drawing, inline, page_colours
 from cellfuse.explain.text import memory_words, result_of_claim
 from cellfuse.explain.wiring import columns
-from cellfuse.explain.words import Words, say
+from cellfuse.explain.words import LANGUAGES, Words, say
 
 
 def page_of(facts: Explanation, lang: str) -> str:
@@ -47,11 +47,16 @@ def page_of(facts: Explanation, lang: str) -> str:
 
 
 def in_notebook(facts: Explanation, lang: str) -> str:
-    """The page inside a frame of its own, for a notebook's cell."""
+    """The page inside a frame of its own, for a notebook's cell; a picture for viewers that take frames out."""
     page = html.escape(page_of(facts, lang))
     title = html.escape(facts.title)
+    picture = facts.picture("cell" if why_not(facts, "stack") else "stack", lang)
+    still, alternative = (words[LANGUAGES.index(lang)] for words in (say("page still"), picture.drawing.title))
+    data = base64.b64encode(picture.svg.encode()).decode()
     return (
         f'<iframe title="{title}" sandbox="allow-scripts" width="100%" height="900" srcdoc="{page}"></iframe>'
+        f"<details><summary>{html.escape(still)}</summary>"
+        f'<img alt="{html.escape(alternative)}" src="data:image/svg+xml;base64,{data}"></details>'
     )
 
 

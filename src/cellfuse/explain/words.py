@@ -137,10 +137,9 @@ WORDS: dict[str, Words] = {
         "t={last} is the last step of the longest sequence; every other ends at its own last step.",
         "t={last} 是最长序列的最后一步；其他序列在自己的最后一步结束。",
     ),
-    "map packed two": Words(
-        "t={last} is the last step of the longest sequence; every other ends, and its reverse direction "
-        "starts, at its own last step.",
-        "t={last} 是最长序列的最后一步；其他序列在自己的最后一步结束，反向也从那里开始。",
+    "map packed reverse": Words(
+        "The reverse direction starts at each sequence's own last valid step and ends at t=0.",
+        "反向从每条序列自己的最后一个有效步开始，在 t=0 结束。",
     ),
     # the tensors
     "title tensors": Words("The tensors", "张量"),
@@ -343,12 +342,13 @@ WORDS: dict[str, Words] = {
     "padding": Words(
         "The layer does not know: it computes padded steps like all others, and {name} is the state "
         "after them. Forward outputs are right up to the end: the last valid one of sequence b is {valid}. "
-        "After pack_padded_sequence, {name} is the state after each sequence's own end, and the reverse "
-        "direction begins there. Here the last sequence ends one step early:",
+        "After pack_padded_sequence, {name} is the state after each sequence's own end: a reverse direction "
+        "starts at each sequence's own last valid step and ends at t=0. Here the last sequence ends one "
+        "step early:",
         "层并不知道：填充的步和其他步一样计算，{name} 是走完它们之后的状态。"
         "正向的输出在序列结束之前都是对的：序列 b "
-        "的最后一个有效输出是 {valid}。用 pack_padded_sequence 打包后，{name} 是每条序列自己结束时的状态，"
-        "反向也从那里开始。这里让最后一条早一步结束：",
+        "的最后一个有效输出是 {valid}。用 pack_padded_sequence 打包后，{name} 是每条序列自己结束时的状态："
+        "反向从每条序列自己的最后一个有效步开始，在 t=0 结束。这里让最后一条早一步结束：",
     ),
     "initial-one": Words(
         "hx, shaped like {names}. Left out, it is {value}.", "hx，形状与 {names} 相同。不给时是{value}。"
@@ -569,8 +569,8 @@ WORDS: dict[str, Words] = {
         "第 {layer} 层{way}在第一步 t={t} 之前的状态",
     ),
     "box below": Words("layer {layer}", "第 {layer} 层"),
-    "box gap": Words("{n} steps", "{n} 步"),
-    "box gap title": Words("{n} time steps in the same way", "同样的 {n} 个时间步"),
+    "box gap": Words("{n} more", "{n} 步"),
+    "box gap title": Words("time steps in the same way: {n}", "同样的 {n} 个时间步"),
     "box layers": Words(
         "… {n} layers of the same shape: {first} to {last} …",
         "…… 形状相同的 {n} 层：第 {first} 到 {last} 层 ……",
@@ -601,7 +601,7 @@ WORDS: dict[str, Words] = {
         "第一条序列的热图：每行一个单元（最多 16 个），时间向右。",
     ),
     "gates lane": Words("layer {layer}, {way}", "第 {layer} 层，{way}"),
-    "gates gate": Words("mean {mean} · <0.1 {low} · >0.9 {high}", "平均 {mean} · <0.1 {low} · >0.9 {high}"),
+    "gates gate": Words("mean {mean} · {low} < 0.1 · {high} > 0.9", "平均 {mean} · {low} < 0.1 · {high} > 0.9"),
     "gates half-life": Words("half-life of {state} {n} steps", "{state} 的半衰期 {n} 步"),
     "gates value": Words(
         "mean {mean} · colours from −{high} to {high}", "平均 {mean} · 颜色从 −{high} 到 {high}"
@@ -618,15 +618,15 @@ WORDS: dict[str, Words] = {
     "picture ragged text": Words(
         "A row for each sequence; {n} valid steps in all.", "每行一条序列；共 {n} 个有效步。"
     ),
-    "ragged row": Words("b={b}, {n} steps", "b={b}，{n} 步"),
+    "ragged row": Words("b={b}, length {n}", "b={b}，长度 {n}"),
     "ragged step": Words("sequence {b}, t={t}: valid", "序列 {b}，t={t}：有效"),
     "ragged forward": Words(
         "→ thick frame: the forward direction's last state, at each sequence's own last valid step.",
         "→ 粗框：正向的最后状态，在每条序列自己的最后一个有效步。",
     ),
     "ragged reverse": Words(
-        "← thick dashed frame: the reverse direction's last state, at t=0.",
-        "← 粗虚线框：反向的最后状态，在 t=0。",
+        "← thick dashed frame: the reverse direction's last state, at t=0; it starts at the last valid step.",
+        "← 粗虚线框：反向的最后状态，在 t=0；反向从最后一个有效步开始。",
     ),
     "ragged padding": Words(
         "Hatched: padding. Nothing is computed there; padded has zeros.",
@@ -673,6 +673,7 @@ WORDS: dict[str, Words] = {
     "page play": Words("Play: what waits for what", "播放：谁等谁"),
     "page next": Words("step ▶", "下一步 ▶"),
     "page keys": Words("Keys", "键盘操作"),
+    "page still": Words("A still picture, should the page above be missing", "若上面没有显示页面，看这张静态图"),
     "page keys text": Words(
         "In the map: arrows go to the nearest box, Home and End to the ends of its row, Enter chooses the "
         "box and its time step, Space plays or stops. Esc closes, ? opens this.",

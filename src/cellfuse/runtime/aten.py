@@ -35,7 +35,7 @@ def why_not(case: Case) -> str:
         return "torch's operators have no batching rule for torch.func"
     if is_forward_ad_active():
         return "torch's operators have no forward-mode derivative"
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not _is_onnx_node(case):
         return (
             "torch.compile unrolls torch's operator over the time steps, once for every T, and then "
             "leaves out the dropout between layers"
@@ -43,6 +43,19 @@ def why_not(case: Case) -> str:
     if _onednn_lacks(case):
         return "oneDNN has no LSTM in this precision on this processor, and torch calls it all the same"
     return ""
+
+
+# A constant, because torch.compile, which the exporter may use, takes torch's own answer for False.
+@torch.compiler.assume_constant_result
+def is_onnx_export() -> bool:
+    """Whether torch.onnx.export is looking."""
+    return torch.onnx.is_in_onnx_export()
+
+
+def _is_onnx_node(case: Case) -> bool:
+    """Whether torch.onnx.export makes one LSTM or GRU node of torch's operator."""
+    is_whole = case.cell.aten in ("lstm", "gru") and not case.proj_size and not case.dropout
+    return is_whole and case.batch_sizes is None and is_onnx_export()
 
 
 def casts_all(case: Case) -> bool:

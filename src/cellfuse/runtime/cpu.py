@@ -19,8 +19,11 @@ from cellfuse.runtime.stack import run_stack
 
 def why_not(case: Case) -> str:
     """Why the kernels cannot run this case; empty if they can."""
+    is_compiling = torch.compiler.is_compiling()
+    if is_compiling and aten.is_onnx_export():
+        return "an ONNX file holds ONNX's operators only, and no kernel"
     why = _why_not(case)
-    if why and torch.compiler.is_compiling():
+    if why and is_compiling:
         return f"{why} (elsewhere the time steps are unrolled, and compiled again for another T)"
     return why
 
@@ -101,7 +104,9 @@ def _why_rather_not_little(case: Case) -> str:
     units, depth, precision = case.hidden_size, case.num_layers * case.num_directions, case.input.dtype
     most_steps, most = _LITTLE[case.cell.aten]
     work = steps * batch * depth * len(case.cell.gates) * units * (features + units)
-    if torch.compiler.is_compiling() or precision != torch.float32 or steps > most_steps or work > most:
+    if torch.compiler.is_compiling() or precision != torch.float32 or case.proj_size:
+        return ""
+    if steps > most_steps or work > most:
         return ""
     lanes = host().lanes(32)
     is_trained = torch.is_grad_enabled() and any(value.requires_grad for value in case.values())
