@@ -25,7 +25,8 @@ def pair(name, *sizes, **options):
     return ours, eager
 
 
-def results(layer, x, states=None):
+def results(layer, x, states=None, more=()):
+    """Output, final states, the gradients of parameters, of initial states and of what more there is."""
     output, finals = layer(x, states)
     output = output.data if isinstance(output, torch.nn.utils.rnn.PackedSequence) else output
     finals = finals if isinstance(finals, tuple) else (finals,)
@@ -35,6 +36,6 @@ def results(layer, x, states=None):
         for v in (output, *finals)
     )
     given = () if states is None else states if isinstance(states, tuple) else (states,)
-    leaves = [*layer.parameters(), *given]
+    leaves = [*layer.parameters(), *given, *more]
     grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     return [output, *finals, *grads]

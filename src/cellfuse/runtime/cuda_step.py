@@ -30,7 +30,8 @@ class Plan:
 
     Attributes:
         tier: "one CTA", "cluster" or "grid": one kernel for the whole loop, the recurrent weights spread
-            over so much of the device; "per step": a product by cuBLAS and a kernel, step by step.
+            over so much of the device; "per step": a product by cuBLAS and a kernel, step by step;
+            "no kernel" for empty input.
         reason: why, in words.
         spread: the kernel of each loop; empty per step.
         at_once: sequences that one launch may work on.
