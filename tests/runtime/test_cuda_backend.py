@@ -5,56 +5,11 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import cellfuse as cf
-from cellfuse.codegen.cuda.plan import H100, Device
+from cellfuse.codegen.cuda.plan import Device
 from cellfuse.errors import BackendError
 from cellfuse.runtime import cuda, cuda_driver, cuda_step, precision
-from compare import OPTIONS, assert_same
-from gpu.emulator.launcher import WHY_NOT, Emulator
-
-emulated = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
-
-
-class Emulated(Emulator):
-    """All CTAs find room."""
-
-    def fits(self, kernel, entry, blocks):
-        return True
-
-
-@pytest.fixture
-def device(monkeypatch):
-    """The CPU taken for a GPU."""
-    cuda_step.clear()
-    monkeypatch.setattr(cuda, "DEVICE", "cpu")
-    monkeypatch.setattr(cuda, "_why_no_device", lambda index: "")
-    monkeypatch.setattr(cuda_step, "launcher_of", lambda device: Emulated())
-    monkeypatch.setattr(cuda_step, "device_of", lambda device: H100)
-    monkeypatch.setattr(cuda_step, "TIER", "per step")
-    yield
-    cuda_step.clear()
-
-
-def pair(name, *sizes, **options):
-    options = {"dtype": torch.float64} | OPTIONS.get(name, {}) | options
-    make = cf.cells.find(name).layer
-    ours, eager = make(*sizes, backend="cuda", **options), make(*sizes, backend="eager", **options)
-    eager.load_state_dict(ours.state_dict())
-    return ours, eager
-
-
-def results(layer, x, states=None):
-    output, finals = layer(x, states)
-    output = output.data if isinstance(output, torch.nn.utils.rnn.PackedSequence) else output
-    finals = finals if isinstance(finals, tuple) else (finals,)
-    generator = torch.Generator().manual_seed(0)
-    loss = sum(
-        (v * torch.randn(v.shape, dtype=torch.float64, generator=generator).to(v.dtype)).sum()
-        for v in (output, *finals)
-    )
-    given = () if states is None else states if isinstance(states, tuple) else (states,)
-    leaves = [*layer.parameters(), *given]
-    grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-    return [output, *finals, *grads]
+from compare import assert_same
+from runtime.emulated import Emulated, emulated, pair, results
 
 
 @emulated
@@ -86,6 +41,7 @@ def test_whole_loops(device, monkeypatch, name, tier):
     try:
         x = torch.randn(3, 3, 3)
         assert ours.plan(x).startswith(f"cuda, {tier}: fp32, ")
+        assert ours.plan(x).endswith("; both directions in one launch")
         states = tuple(torch.rand_like(s).requires_grad_() for s in ours.initial_states(3, x))
         packed = pack_padded_sequence(x, torch.tensor([2, 3, 1]), enforce_sorted=False)
         for input in (x, packed):

@@ -105,18 +105,25 @@ def why_rather_not(case: Case) -> str:
 
 def plan(case: Case) -> cuda_step.Plan:
     """How the case would run."""
+    if _is_empty(case):
+        return cuda_step.Plan("no kernel", "there is nothing to compute")
     if case.must_recompute:
-        return cuda_step.Plan("per step", "recompute=True: it alone can make the values again")
+        made = cuda_step.Plan("per step", "recompute=True: it alone can make the values again")
+        return cuda_step.in_turn(made, cuda_step.STEPS) if case.num_directions > 1 else made
     dtype = eager.autocast_dtype(case) or case.input.dtype
     sizes = Sizes(case.hidden_size, case.proj_size, case.num_heads)
-    batch = case.states[0].shape[1]
-    return cuda_step.plan(cuda_step.wanted(case.cell, case.has_bias, sizes, dtype, batch), case.input.device)
+    given = case.cell, case.has_bias, sizes, dtype, case.states[0].shape[1]
+    return cuda_step.plan(cuda_step.wanted(*given, case.num_directions), case.input.device)
+
+
+def _is_empty(case: Case) -> bool:
+    return case.input.numel() == 0 or 0 in case.states[0].shape
 
 
 def run(case: Case) -> Result:
-    """Run the stack: layer by layer, direction by direction."""
-    if case.input.numel() == 0 or 0 in case.states[0].shape:
-        return eager.run(case)  # nothing to compute
+    """Run the stack layer by layer."""
+    if _is_empty(case):
+        return eager.run(case)
     dtype = eager.autocast_dtype(case)
     if dtype is None:
         return _run(case)

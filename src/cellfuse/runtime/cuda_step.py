@@ -30,16 +30,19 @@ class Plan:
 
     Attributes:
         tier: "one CTA", "cluster" or "grid": one kernel for the whole loop, the recurrent weights spread
-            over so much of the device; "per step": a product by cuBLAS and a kernel, step by step.
+            over so much of the device; "per step": a product by cuBLAS and a kernel, step by step;
+            "no kernel" for empty input.
         reason: why, in words.
         spread: the kernel of each loop; empty per step.
         at_once: sequences that one launch may work on.
+        microseconds: of a time step forward and backward, by a model.
     """
 
     tier: str
     reason: str
     spread: tuple[tuple[str, Persistent], ...] = ()
     at_once: int = 0
+    microseconds: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.tier}: {self.reason}"
@@ -54,6 +57,7 @@ class Wanted:
         batch: sequences.
         tf32: whether float32 products may be made in TF32.
         tier: one of Plan.tier if only this one is wanted; tests and measurements ask for it.
+        directions: of the layer, in one launch if that is possible and not slower.
     """
 
     cell: Cell
@@ -63,6 +67,7 @@ class Wanted:
     batch: int
     tf32: bool
     tier: str = ""
+    directions: int = 1
 
     @property
     def precision(self) -> str:
@@ -70,18 +75,45 @@ class Wanted:
         return _PRECISIONS.get(self.dtype, "tf32" if self.tf32 else "fp32")
 
 
+# Why directions run one after the other, step by step.
+STEPS = "each of their steps is a launch"
 # One of Plan.tier: no other is taken. For measurements and tests.
 TIER = ""
 
 
-def wanted(cell: Cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype, batch: int) -> Wanted:
+def wanted(
+    cell: Cell, has_bias: bool, sizes: Sizes, dtype: torch.dtype, batch: int, directions: int = 1
+) -> Wanted:
     """With torch's switches as they are now."""
-    return Wanted(cell, has_bias, sizes, dtype, batch, dtype == torch.float32 and is_tf32(cell), TIER)
+    tf32 = dtype == torch.float32 and is_tf32(cell)
+    return Wanted(cell, has_bias, sizes, dtype, batch, tf32, TIER, directions)
 
 
 @lru_cache(maxsize=1024)
 def plan(want: Wanted, device: torch.device) -> Plan:
     """The plan of a case."""
+    if want.directions == 1:
+        return _plan(want, device)
+    alone = plan(replace(want, directions=1), device)
+    if not alone.spread:
+        return in_turn(alone, STEPS)
+    both = _plan(replace(want, tier=alone.tier), device)
+    if not both.spread:
+        each = max(one.grid(1)[0] for _, one in alone.spread)
+        why = f"{want.directions} x {each} CTAs do not find room on this device at the same time"
+    elif both.microseconds > want.directions * alone.microseconds:
+        why = f"in one launch they would take about {both.microseconds:.2f} us a step"
+    else:
+        return replace(both, reason=f"{both.reason}; both directions in one launch")
+    return in_turn(alone, why)
+
+
+def in_turn(alone: Plan, why: str) -> Plan:
+    """The plan of one direction, for directions of which one waits for the other."""
+    return replace(alone, reason=f"{alone.reason}; directions one after the other ({why})")
+
+
+def _plan(want: Wanted, device: torch.device) -> Plan:
     if want.tier == "per step":
         return Plan("per step", "it was asked for")
     precision = "fp64" if want.dtype == torch.float64 else want.precision
@@ -94,6 +126,7 @@ def plan(want: Wanted, device: torch.device) -> Plan:
             program,
             want.sizes.hidden // heads,
             heads=heads,
+            directions=want.directions,
             batch=want.batch,
             precision=precision,
             device=at,
@@ -107,7 +140,8 @@ def plan(want: Wanted, device: torch.device) -> Plan:
         if lost is None:
             exchange = found.forward.exchange
             tier = next(name for name, each in EXCHANGES.items() if each == exchange)
-            return Plan(tier, f"{precision}, {reason}", tuple(loops.items()), found.at_once)
+            text, guess = f"{precision}, {reason}", sum(found.microseconds)
+            return Plan(tier, text, tuple(loops.items()), found.at_once, guess)
         if lost.cluster == 1:
             return Plan("per step", f"{lost.ctas} CTAs do not find room on this device at the same time")
         clusters = tuple(pair for pair in at.clusters if pair[0] != lost.cluster)
@@ -157,9 +191,11 @@ def per_step(
 
 @lru_cache(maxsize=1024)
 def runner(want: Wanted, device: torch.device) -> Runner:
-    """What runs a case by its plan."""
-    around = per_step(want.cell, want.has_bias, want.sizes, want.dtype, device)
+    """What runs a case by its plan: `directions` of them in one launch, or one."""
     made = plan(want, device)
+    if want.directions > 1 and not (made.spread and made.spread[0][1].directions > 1):
+        return runner(replace(want, directions=1), device)
+    around = per_step(want.cell, want.has_bias, want.sizes, want.dtype, device)
     if not made.spread:
         return around
     return WholeLoop(around, dict(made.spread), made.at_once, launcher_of(device))

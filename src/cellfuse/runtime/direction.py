@@ -22,6 +22,7 @@ from cellfuse.runtime.fused import Fused, Kept, fused_step
 from cellfuse.runtime.kernel_call import run_all
 from cellfuse.runtime.per_step import PerStep
 from cellfuse.runtime.times import Times, equal_times, packed_times
+from cellfuse.runtime.whole_loop import WholeLoop
 
 _BUFFERS = ("products", "kept", "kept_numbers", "output")
 
@@ -79,11 +80,12 @@ class Direction:
             return cuda_step.per_step(*given, x.device, self.recompute)
         return fused_step(*given, self.recompute)
 
-    def runner(self, x: Tensor, batch: int, is_operator: bool) -> Runner:
-        """What runs the loops. An operator needs one that leaves what `kernel` says."""
+    def runner(self, x: Tensor, batch: int, is_operator: bool, directions: int = 1) -> Runner:
+        """What runs the loop, or those of all directions of the layer if it can. An operator needs one that
+        leaves what `kernel` says."""
         if self.backend != "cuda" or self.recompute or (is_operator and x.dtype != torch.float32):
             return self.kernel(x)
-        want = cuda_step.wanted(self.cell, self.has_bias, self.sizes, x.dtype, batch)
+        want = cuda_step.wanted(self.cell, self.has_bias, self.sizes, x.dtype, batch, directions)
         return cuda_step.runner(want, x.device)
 
     def split(self, values: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
@@ -160,12 +162,14 @@ def forward(
     runners, given = [], []
     for (direction, times), tensors in zip(calls, values, strict=True):
         x, states, weights = direction.split(tensors)
-        runners.append(direction.runner(x, states[0].shape[0], is_operator))
+        runners.append(direction.runner(x, states[0].shape[0], is_operator, len(calls)))
         given.append((_rows(x), times, states, weights))
     fused = [runner for runner in runners if isinstance(runner, Fused)]
     if len(fused) == len(calls):
         pairs = zip(fused, given, strict=True)
         made = run_all([each.forward_call(*g, keep=keep, share=len(calls)) for each, g in pairs])
+    elif isinstance(runners[0], WholeLoop) and runners[0].directions == len(calls):
+        made = runners[0].run_forward(given, keep=keep)
     else:
         made = [each.forward(*g, keep=keep) for each, g in zip(runners, given, strict=True)]
     return [([output, *finals], kept) for output, finals, kept in made]
@@ -185,12 +189,14 @@ def backward(
     runners, given = [], []
     for (direction, times), grads, tensors, each in zip(calls, gradients, values, kept, strict=True):
         x, states, weights = direction.split(tensors)
-        runners.append(direction.runner(x, states[0].shape[0], is_operator))
+        runners.append(direction.runner(x, states[0].shape[0], is_operator, len(calls)))
         given.append((_rows(x), times, weights, each, grads[0], list(grads[1:])))
     fused = [runner for runner in runners if isinstance(runner, Fused)]
     if len(fused) == len(calls):
         pairs = zip(fused, given, strict=True)
         made = run_all([each.backward_call(*g, needs_x=needs_x, share=len(calls)) for each, g in pairs])
+    elif isinstance(runners[0], WholeLoop) and runners[0].directions == len(calls):
+        made = runners[0].run_backward(given, needs_x=needs_x)
     else:
         made = [each.backward(*g, needs_x=needs_x) for each, g in zip(runners, given, strict=True)]
     found = []

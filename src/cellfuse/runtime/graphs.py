@@ -22,9 +22,14 @@ _REMEMBERED = 256
 M = TypeVar("M")
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Whether the caller is capturing work on this device."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def can_capture(device: torch.device) -> bool:
     """Whether work on a device can be captured: not on a CPU, nor where the caller is capturing already."""
-    return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+    return device.type == "cuda" and not is_capturing(device)
 
 
 def stream_of(device: torch.device) -> int:

@@ -1,0 +1,20 @@
+"""Fixtures of the tests of the runtime."""
+
+import pytest
+
+from cellfuse.codegen.cuda.plan import H100
+from cellfuse.runtime import cuda, cuda_step
+from runtime.emulated import Emulated
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """The CPU taken for a GPU."""
+    cuda_step.clear()
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda, "_why_no_device", lambda index: "")
+    monkeypatch.setattr(cuda_step, "launcher_of", lambda device: Emulated())
+    monkeypatch.setattr(cuda_step, "device_of", lambda device: H100)
+    monkeypatch.setattr(cuda_step, "TIER", "per step")
+    yield
+    cuda_step.clear()
