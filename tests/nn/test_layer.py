@@ -250,7 +250,7 @@ def test_step_without_batch_and_batch_first():
 
 def test_the_choice_of_a_backend_can_be_asked_for():
     lstm, mgu = cf.LSTM(3, 4), cf.cells.mgu.layer(3, 4)
-    x = torch.randn(5, 2, 3)
+    x = torch.randn(9, 2, 3)
     assert cf.GRU(3, 4).why_not(x) == {
         "cpu": "",
         "cuda": "the input is on cpu, not on a CUDA device",
