@@ -53,8 +53,18 @@ GOLDEN = {
         "tier c: the weights fit, but H=768, B=256 would take 27 us a step, cuBLAS and a kernel about 24"
     ),
     "indrnn 256 64 fp32 H100": ("tier a: one CTA; 64 groups of 1 sequence; about 0.13 + 0.08 us a step"),
+    "lstm 1024 1 tf32 H100": (
+        "tier c: none of 2 ways to hold H=1024 in tf32 fits; the nearest is 64 CTAs for 8 sequences: "
+        "beside 116 KB of weights in registers the backward loop needs 274 KB of shared memory "
+        "(140 KB weights, 128 KB operand, 5 KB sums), a CTA has 227 KB"
+    ),
     "lstm 2048 16 bf16 H100": (
-        "tier c: H=2048 in bf16 has 32.0 MB of recurrent weights or too large an operand; "
+        "tier c: none of 2 ways to hold H=2048 in bf16 fits; the nearest is 128 CTAs for 8 sequences: "
+        "beside 116 KB of weights in registers the backward loop needs 274 KB of shared memory "
+        "(140 KB weights, 128 KB operand, 5 KB sums), a CTA has 227 KB"
+    ),
+    "lstm 4096 16 bf16 H100": (
+        "tier c: H=4096 in bf16 has 128.0 MB of recurrent weights or too large an operand; "
         "132 CTAs hold about 28 MB in registers and shared memory"
     ),
     "lstm 1024 256 bf16 H100": (

@@ -9,6 +9,14 @@
 // Operands are numbered; the slice of operand 1 is the first that is exchanged.
 constexpr u32 UNSET = 0xffffffffu;
 
+// How many of a thread's chunks it asks for before it looks at them: at most 8, all rounds alike if they can
+// be. A last round that is shorter takes predicates and addresses of its own, for which registers lack.
+DEV constexpr int chunks_at_once(int each) {
+  for (int count = 8; count >= 4; count--)
+    if (each % count == 0) return count;
+  return each < 8 ? each : 8;
+}
+
 struct Exchange {
   u32* operands;    // shared memory: [BUFFERS][OPERAND_WORDS]
   u64* arrived;     // shared memory: [2]
@@ -106,7 +114,7 @@ struct Exchange {
     if constexpr (EXCHANGE == COUNTER || EXCHANGE == WRITE_ONCE) {
       // With the own slice, which is there already: all chunks in one row need no question of rank.
       constexpr int COUNT = SLICE_CHUNKS * CTAS, EACH = (COUNT + THREADS - 1) / THREADS;
-      constexpr int AT_ONCE = EACH < 1 ? 1 : EACH < 8 ? EACH : 8;
+      constexpr int AT_ONCE = chunks_at_once(EACH);
       constexpr bool IS_EVEN = COUNT % (AT_ONCE * THREADS) == 0;
 #pragma unroll
       for (int first = 0; first < EACH; first += AT_ONCE) {

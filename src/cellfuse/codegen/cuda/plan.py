@@ -115,6 +115,7 @@ def plan(
     except ValueError as problem:
         return Plan("c", f"tier c: {problem}")
     found: list[tuple[float, int, Plan]] = []
+    too_large: list[Persistent] = []
     size = len(step.matrices) * units * units * BYTES[precision]
     for ctas, way in _spreads(device, bool(step.matrices), units):
         if exchange not in ("", way):
@@ -124,20 +125,25 @@ def plan(
         for tile in _tiles(precision, batch):
             given = (units, heads, directions, precision, way, ctas, tile, THREADS)
             try:
-                kernels = [
-                    _fitted(Persistent(step, loop, *given), device) for loop in ("forward", "backward")
-                ]
+                forward, backward = (
+                    _filled(Persistent(step, loop, *given)) for loop in ("forward", "backward")
+                )
             except ValueError:
                 continue
-            forward, backward = kernels
-            at_once = _groups_at_once(forward, device) // (heads * directions) * tile if forward else 0
-            if forward is None or backward is None or not at_once:
+            larger = max(forward, backward, key=lambda kernel: kernel.shared_bytes)
+            if larger.shared_bytes > device.shared_bytes:
+                too_large.append(larger)
+                continue
+            at_once = _groups_at_once(forward, device) // (heads * directions) * tile
+            if not at_once:
                 continue
             waves = math.ceil(batch / at_once)
             times = tuple(waves * _microseconds(kernel, batch, device) for kernel in (forward, backward))
             tier = "b" if way == "write_once" else "a"
             made = Plan(tier, "", forward, backward, at_once, (times[0], times[1]))
             found.append((sum(times), ctas, made))
+    if not found and too_large:
+        return Plan("c", f"tier c: {_why_no_room(too_large, device)}")
     if not found:
         return Plan("c", f"tier c: {_why_too_large(step.matrices, units, precision, device)}")
     least = min(found, key=lambda option: option[:2])[0]
@@ -192,14 +198,16 @@ def registers(kernel: Persistent) -> int:
     return REGISTERS_FOR_THE_REST - 30 + kernel.held * 4 + sums + items * each
 
 
-def _fitted(kernel: Persistent, device: Device) -> Persistent | None:
-    """The kernel with as many weights in registers as fit, the others in shared memory; None if too many."""
-    without = replace(kernel, in_registers=0)
-    held = min((REGISTERS - registers(without)) // 4, kernel.product.weights)
-    if held < 0:
-        return None
-    saved = held * kernel.threads * 16
-    return replace(kernel, in_registers=held) if without.shared_bytes - saved <= device.shared_bytes else None
+def _filled(kernel: Persistent) -> Persistent:
+    """The kernel with as many weights in registers as fit, the others in shared memory.
+
+    Raises:
+        ValueError: not even the rest fits the registers.
+    """
+    room = REGISTERS - registers(replace(kernel, in_registers=0))
+    if room < 0:
+        raise ValueError(f"{-room} registers too many")
+    return replace(kernel, in_registers=min(room // 4, kernel.product.weights))
 
 
 def _microseconds(kernel: Persistent, batch: int, device: Device) -> float:
@@ -226,6 +234,20 @@ def _microseconds(kernel: Persistent, batch: int, device: Device) -> float:
 
 def _operand_bytes(kernel: Persistent) -> int:
     return kernel.ctas * kernel.constants["SLICE_CHUNKS"] * 16
+
+
+def _why_no_room(too_large: list[Persistent], device: Device) -> str:
+    """In numbers, by the way that lacks the least."""
+    best = min(too_large, key=lambda kernel: (kernel.shared_bytes, kernel.ctas))
+    operand, each = best.constants["AT_SUMS"], best.threads * 16
+    held, rest = best.held * each, (best.product.weights - best.held) * each
+    sums = best.shared_bytes - operand - rest
+    return (
+        f"none of {len(too_large)} ways to hold H={best.units * best.heads} in {best.precision} fits; "
+        f"the nearest is {best.ctas} CTAs for {best.tile} sequences: beside {_bytes(held)} of weights in "
+        f"registers the {best.loop} loop needs {_bytes(best.shared_bytes)} of shared memory ({_bytes(rest)} "
+        f"weights, {_bytes(operand)} operand, {_bytes(sums)} sums), a CTA has {_bytes(device.shared_bytes)}"
+    )
 
 
 def _why_too_large(matrices: tuple[str, ...], units: int, precision: str, device: Device) -> str:
