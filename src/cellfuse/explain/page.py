@@ -47,11 +47,13 @@ def page_of(facts: Explanation, lang: str) -> str:
 
 
 def in_notebook(facts: Explanation, lang: str) -> str:
-    """The page inside a frame of its own, for a notebook's cell; a picture for viewers that take frames out."""
+    """The page inside a frame of its own, for a notebook's cell; a picture where frames are taken out."""
     page = html.escape(page_of(facts, lang))
     title = html.escape(facts.title)
     picture = facts.picture("cell" if why_not(facts, "stack") else "stack", lang)
-    still, alternative = (words[LANGUAGES.index(lang)] for words in (say("page still"), picture.drawing.title))
+    still, alternative = (
+        words[LANGUAGES.index(lang)] for words in (say("page still"), picture.drawing.title)
+    )
     data = base64.b64encode(picture.svg.encode()).decode()
     return (
         f'<iframe title="{title}" sandbox="allow-scripts" width="100%" height="900" srcdoc="{page}"></iframe>'

@@ -168,7 +168,10 @@ class _Writer:
             key = "map others" if len(rest) > 1 else "map other"
             notes.append(self.say(key, others=listed(rest), first=first))
         if facts.form == "packed" and T > 1:
-            notes += [self.say("map packed", last=T - 1), *([self.say("map packed reverse")] if D == 2 else [])]
+            notes += [
+                self.say("map packed", last=T - 1),
+                *([self.say("map packed reverse")] if D == 2 else []),
+            ]
         return lines + (wrap((" ", "")[self.place].join(notes), "  ") if notes else [])
 
     def _lane(self, layer: int, direction: int) -> str:

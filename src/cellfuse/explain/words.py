@@ -601,7 +601,9 @@ WORDS: dict[str, Words] = {
         "第一条序列的热图：每行一个单元（最多 16 个），时间向右。",
     ),
     "gates lane": Words("layer {layer}, {way}", "第 {layer} 层，{way}"),
-    "gates gate": Words("mean {mean} · {low} < 0.1 · {high} > 0.9", "平均 {mean} · {low} < 0.1 · {high} > 0.9"),
+    "gates gate": Words(
+        "mean {mean} · {low} < 0.1 · {high} > 0.9", "平均 {mean} · {low} < 0.1 · {high} > 0.9"
+    ),
     "gates half-life": Words("half-life of {state} {n} steps", "{state} 的半衰期 {n} 步"),
     "gates value": Words(
         "mean {mean} · colours from −{high} to {high}", "平均 {mean} · 颜色从 −{high} 到 {high}"
@@ -673,7 +675,9 @@ WORDS: dict[str, Words] = {
     "page play": Words("Play: what waits for what", "播放：谁等谁"),
     "page next": Words("step ▶", "下一步 ▶"),
     "page keys": Words("Keys", "键盘操作"),
-    "page still": Words("A still picture, should the page above be missing", "若上面没有显示页面，看这张静态图"),
+    "page still": Words(
+        "A still picture, should the page above be missing", "若上面没有显示页面，看这张静态图"
+    ),
     "page keys text": Words(
         "In the map: arrows go to the nearest box, Home and End to the ends of its row, Enter chooses the "
         "box and its time step, Space plays or stops. Esc closes, ? opens this.",
