@@ -62,7 +62,7 @@ def test_other_cells_are_written_out_step_by_step(name):
 
 
 def test_a_kernel_asked_for_by_name_is_refused_with_the_reason():
-    with pytest.raises(torch.onnx.OnnxExporterError, match="no kernel. Use backend='auto'"):
+    with pytest.raises(torch.onnx.OnnxExporterError, match=r"no kernel\. Use backend='auto'"):
         exported(cf.GRU(4, 5, backend="cpu"), torch.randn(7, 3, 4))
 
 

@@ -47,7 +47,7 @@ def page_of(facts: Explanation, lang: str) -> str:
 
 
 def in_notebook(facts: Explanation, lang: str) -> str:
-    """The page inside a frame of its own, for a notebook's cell; a picture for viewers that take frames out."""
+    """The page inside a frame of its own, for a notebook's cell; a picture where frames are taken out."""
     page = html.escape(page_of(facts, lang))
     title = html.escape(facts.title)
     picture = facts.picture("cell" if why_not(facts, "stack") else "stack", lang)
