@@ -1,10 +1,11 @@
 """Fixtures of the tests of the runtime."""
 
 import pytest
+import torch
 
 from cellfuse.codegen.cuda.plan import H100
 from cellfuse.runtime import cuda, cuda_step
-from runtime.emulated import Emulated
+from runtime.emulated import Emulated, Noted
 
 
 @pytest.fixture
@@ -18,3 +19,12 @@ def device(monkeypatch):
     monkeypatch.setattr(cuda_step, "TIER", "per step")
     yield
     cuda_step.clear()
+
+
+@pytest.fixture
+def launcher(device, monkeypatch):
+    """What runs the kernels."""
+    made = Noted()
+    monkeypatch.setattr(cuda_step, "launcher_of", lambda device: made)
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+    return made

@@ -17,6 +17,21 @@ class Emulated(Emulator):
         return True
 
 
+class Noted(Emulated):
+    """Notes the launches of whole loops, and may change them."""
+
+    def __init__(self, change=lambda text, arguments: (text, arguments)):
+        super().__init__()
+        self.launched, self.change = [], change
+
+    def launch(self, kernel, entry, grid, arguments, shared_bytes=None):
+        self.launched.append((entry, grid))
+        names = [parameter.name for parameter in kernel.parameters]
+        text, given = self.change(kernel.text, dict(zip(names, arguments, strict=True)))
+        object.__setattr__(kernel, "text", text)
+        super().launch(kernel, entry, grid, list(given.values()), shared_bytes)
+
+
 def pair(name, *sizes, **options):
     options = {"dtype": torch.float64} | OPTIONS.get(name, {}) | options
     make = cf.cells.find(name).layer

@@ -7,34 +7,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from cellfuse.codegen.cuda.plan import Device
 from cellfuse.runtime import cuda_step, whole_loop
 from compare import assert_same
-from runtime.emulated import Emulated, emulated, pair, results
+from runtime.emulated import emulated, pair, results
 
 pytestmark = emulated
 TIERS = {"one CTA": ("lstm", 7), "cluster": ("gru", 9), "grid": ("rnn", 10)}
-
-
-class Noted(Emulated):
-    """Notes the launches of whole loops, and may change them."""
-
-    def __init__(self, change=lambda text, arguments: (text, arguments)):
-        super().__init__()
-        self.launched, self.change = [], change
-
-    def launch(self, kernel, entry, grid, arguments, shared_bytes=None):
-        self.launched.append((entry, grid))
-        names = [parameter.name for parameter in kernel.parameters]
-        text, given = self.change(kernel.text, dict(zip(names, arguments, strict=True)))
-        object.__setattr__(kernel, "text", text)
-        super().launch(kernel, entry, grid, list(given.values()), shared_bytes)
-
-
-@pytest.fixture
-def launcher(device, monkeypatch):
-    """What runs the kernels."""
-    made = Noted()
-    monkeypatch.setattr(cuda_step, "launcher_of", lambda device: made)
-    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
-    return made
 
 
 def compare(monkeypatch, tier, lengths=None, **options):

@@ -48,7 +48,7 @@ class NaNs(PerStep):
 class OnEmulator(Direction):
     """With `made` as its runner."""
 
-    def runner(self, x, batch, is_operator, directions=1):
+    def runner(self, x, times, is_operator, directions=1):
         return self.made
 
 

@@ -80,13 +80,22 @@ class Direction:
             return cuda_step.per_step(*given, x.device, self.recompute)
         return fused_step(*given, self.recompute)
 
-    def runner(self, x: Tensor, batch: int, is_operator: bool, directions: int = 1) -> Runner:
-        """What runs the loop, or those of all directions of the layer if it can. An operator needs one that
-        leaves what `kernel` says."""
-        if self.backend != "cuda" or self.recompute or (is_operator and x.dtype != torch.float32):
+    def runner(self, x: Tensor, times: Times, is_operator: bool, directions: int = 1) -> Runner:
+        """What runs the loop, or those of all directions of the layer if it can."""
+        is_packed = times.batch_sizes is not None
+        is_settled = is_operator and not self.may_be_whole(x, is_packed)
+        if self.backend != "cuda" or self.recompute or is_settled:
             return self.kernel(x)
-        want = cuda_step.wanted(self.cell, self.has_bias, self.sizes, x.dtype, batch, directions)
+        want = cuda_step.wanted(self.cell, self.has_bias, self.sizes, x.dtype, times.batch, directions)
         return cuda_step.runner(want, x.device)
+
+    def may_be_whole(self, x: Tensor, is_packed: bool) -> bool:
+        """Whether an operator's loops may be kernels of the whole loop, and so keeps all in float32; step by
+        step 16-bit numbers are kept. The batch, which torch.compile may not know, does not count."""
+        if self.backend != "cuda" or self.recompute or is_packed:
+            return False
+        want = cuda_step.wanted(self.cell, self.has_bias, self.sizes, x.dtype, 1)
+        return bool(cuda_step.plan(want, x.device).spread)
 
     def split(self, values: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
         """(x, states, weights by name)."""
@@ -109,6 +118,7 @@ class Direction:
         """(shape, dtype) of what `forward` returns. The numbers may be symbols of torch.compile."""
         x, states, _ = self.split(values)
         kernel, batch = self.kernel(x), states[0].shape[0]
+        is_whole = keep and self.may_be_whole(x, batch_sizes is not None)
         shape = kernel.columns.shape(kernel.program.output)
         width = {"H": self.sizes.hidden, "P": self.sizes.projected}
         steps = x.shape[0] if batch_sizes is None else batch_sizes.shape[0]
@@ -118,7 +128,8 @@ class Direction:
         if keep:
             made += [([steps + 1, batch, size], kernel.real) for size in kernel.widths]
             made += [
-                ([rows, kernel.layout.strides[name]], kernel.dtype_of(name)) for name in self.buffers(kernel)
+                ([rows, kernel.layout.strides[name]], kernel.real if is_whole else kernel.dtype_of(name))
+                for name in self.buffers(kernel)
             ]
         return made
 
@@ -162,7 +173,7 @@ def forward(
     runners, given = [], []
     for (direction, times), tensors in zip(calls, values, strict=True):
         x, states, weights = direction.split(tensors)
-        runners.append(direction.runner(x, states[0].shape[0], is_operator, len(calls)))
+        runners.append(direction.runner(x, times, is_operator, len(calls)))
         given.append((_rows(x), times, states, weights))
     fused = [runner for runner in runners if isinstance(runner, Fused)]
     if len(fused) == len(calls):
@@ -188,8 +199,8 @@ def backward(
     x only if it is needed."""
     runners, given = [], []
     for (direction, times), grads, tensors, each in zip(calls, gradients, values, kept, strict=True):
-        x, states, weights = direction.split(tensors)
-        runners.append(direction.runner(x, states[0].shape[0], is_operator, len(calls)))
+        x, _, weights = direction.split(tensors)
+        runners.append(direction.runner(x, times, is_operator, len(calls)))
         given.append((_rows(x), times, weights, each, grads[0], list(grads[1:])))
     fused = [runner for runner in runners if isinstance(runner, Fused)]
     if len(fused) == len(calls):

@@ -69,7 +69,9 @@ def _forward(
         return [output.contiguous(), *finals]
     # No two results of an operator may share memory.
     output = output.clone(memory_format=torch.contiguous_format)
-    return [output, *finals, *kept.slabs, *(kept.buffers[name] for name in made.buffers(made.kernel(x)))]
+    results = [output, *finals, *kept.slabs, *(kept.buffers[name] for name in made.buffers(made.kernel(x)))]
+    promised = made.shapes(values, batch_sizes, True)
+    return [value.to(dtype) for value, (_, dtype) in zip(results, promised, strict=True)]
 
 
 def _forward_fake(x, states, weights, batch_sizes, direction, keep):  # type: ignore[no-untyped-def]

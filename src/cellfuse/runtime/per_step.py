@@ -111,7 +111,7 @@ class PerStep:
             if name == "states" or not stride or is_other or is_gradient or name in unread:
                 continue
             if kept is not None and name in kept.buffers:
-                tensors[name] = kept.buffers[name]
+                tensors[name] = kept.buffers[name].to(self.dtype_of(name))  # an operator's may be float32
                 continue
             tensors[name] = like.new_empty(rows[buffer.rows], stride, dtype=self.dtype_of(name))
         for k, width in enumerate(self.pointwise.results[loop]):
