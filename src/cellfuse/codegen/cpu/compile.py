@@ -6,9 +6,8 @@ import ctypes
 from functools import lru_cache
 from typing import Any
 
-import llvmlite.binding as llvm
-
 from cellfuse.codegen import cache
+from cellfuse.codegen.cpu import llvm
 from cellfuse.codegen.cpu.driver import emit_driver
 from cellfuse.codegen.cpu.emit import LOOPS, Emitted, emit
 from cellfuse.codegen.cpu.layout import Layout

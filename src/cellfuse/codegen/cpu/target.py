@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import llvmlite.binding as llvm
+from cellfuse.codegen.cpu import llvm
 
 
 @dataclass(frozen=True)
