@@ -62,12 +62,6 @@ class Driver:
         self.enter = {name: address(f"enter_{name}") for name in ("forward", "backward")}
 
 
-@lru_cache(maxsize=4)
-def driver(bits: int, target: Target) -> Driver:
-    """The driver, compiled at first use."""
-    return Driver(bits, target)
-
-
 class StepKernel:
     """The compiled single step of a program.
 
