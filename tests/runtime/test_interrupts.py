@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import random
 import signal
+import sys
 import threading
 import time
 
@@ -15,6 +17,7 @@ from cellfuse.runtime.once import Once
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to itself")
 
+SOURCE = os.path.dirname(cf.__file__)
 SOON = 0.2  # seconds of this process's own time, so that a busy machine does not matter
 
 
@@ -40,8 +43,14 @@ def interrupted_after(seconds, work):
     return None
 
 
+def is_heard(measure):
+    """Whether one of three latencies, none of them None, is short: a busy machine adds to some."""
+    return any(measure() < SOON for _ in range(3))
+
+
 def all_of(layer, x):
     output, state = layer(x)
+    state = state if isinstance(state, torch.Tensor) else state[0]
     return [output, *torch.autograd.grad(output.sum() + state.sum(), list(layer.parameters()))]
 
 
@@ -77,9 +86,8 @@ def test_two_threads_are_interrupted_and_their_memory_stays_theirs(monkeypatch):
     torch.set_num_threads(2)
     try:
         for seconds in (0.1, 0.2, 0.3):
-            latency = interrupted_after(seconds, lambda: [layer(x) for _ in range(10)])
-            assert latency is not None
-            assert latency < 2 * SOON  # both threads' time
+            work = lambda: [layer(x) for _ in range(10)]  # noqa: E731
+            assert is_heard(lambda s=seconds, w=work: interrupted_after(s, w))
         got = all_of(layer, x[:50])
     finally:
         torch.set_num_threads(1)
@@ -115,27 +123,41 @@ def test_compiling_is_interrupted_and_goes_on(monkeypatch):
         f = torch.tanh(gate.f.of(b * d + c))
         return a * h + (1 - a) * f
 
+    def latency():
+        return interrupted_after(0.15, lambda: all_of(heavy.layer(5, next(sizes), backend="cpu"), x))
+
+    sizes = iter((37, 38, 40))
+    assert is_heard(latency)
     layer = heavy.layer(5, 40, backend="cpu")
-    latency = interrupted_after(0.15, lambda: all_of(layer, x))
-    assert latency is not None
-    assert latency < 2 * SOON  # the compiling thread's time, too
     eager = heavy.layer(5, 40, backend="eager")
     eager.load_state_dict(layer.state_dict())
     for got, want in zip(all_of(layer, x), all_of(eager, x), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+def test_compiling_the_driver_is_interrupted(monkeypatch):
+    layer, x = cf.GRU(7, 13, bidirectional=True, backend="cpu"), torch.randn(3, 2, 7)
+    want = all_of(layer, x)
+    monkeypatch.setenv("CELLFUSE_CACHE", "")
+
+    def latency():
+        monkeypatch.setattr("cellfuse.runtime.kernel_call._drivers", Once())
+        SESSIONS.clear()
+        return interrupted_after(0.1, lambda: all_of(layer, x))
+
+    assert is_heard(latency)
+    assert all(map(torch.equal, all_of(layer, x), want))
+
+
 def test_who_waits_for_native_code_that_makes_something_is_interrupted():
-    once = Once()
+    once, keys = Once(), iter(range(3))
 
     def make():
         return hashlib.pbkdf2_hmac("sha256", b"", b"", 1_500_000)  # a second without Python
 
     start = time.perf_counter()
-    latency = interrupted_after(0.1, lambda: once.get("key", make))
-    assert latency is not None
-    assert latency < 2 * SOON  # the other thread's time, too
-    assert once.get("key", lambda: b"made again") == make()
+    assert is_heard(lambda: interrupted_after(0.1, lambda: once.get(next(keys), make)))
+    assert once.get(0, lambda: b"made again") == make()
     assert time.perf_counter() - start > 2 * SOON, "too short to tell"
 
 
@@ -167,3 +189,92 @@ def test_what_is_made_once_is_made_once_and_again_after_an_error():
     for key in range(10):
         once.get(key, lambda key=key: key + 1)
     assert list(once._made) == [7, 8, 9]
+
+
+def interrupt_at_random(layer, x, count):
+    """Latencies of interrupts at random times of a forward and a backward call; the next one is right."""
+    chance, found, short = random.Random(0), {"forward": [], "backward": []}, x[:50]
+    want = all_of(layer, short)
+    start = time.perf_counter()
+    loss = layer(x)[0].sum()
+    seconds = {"forward": time.perf_counter() - start}
+    start = time.perf_counter()
+    loss.backward(retain_graph=True)
+    seconds["backward"] = time.perf_counter() - start
+    work = {"forward": lambda: layer(x), "backward": lambda: loss.backward(retain_graph=True)}
+    for _ in range(count):
+        for way, run in work.items():
+            found[way].append(interrupted_after(chance.uniform(0.0, 0.8 * seconds[way]), run))
+            assert all(map(torch.equal, all_of(layer, short), want))
+    return [latency for each in found.values() for latency in each if latency is not None]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("GRU", 2), pytest.param("LSTM", 20, marks=pytest.mark.slow), ("LSTM", 2)]
+)
+def test_an_interrupt_at_any_time_of_a_long_call(name, count):
+    layer, x = getattr(cf, name)(16, 256, backend="cpu"), torch.randn(12_000, 4, 16)
+    latencies = interrupt_at_random(layer, x, count)
+    assert len(latencies) > count
+    assert sorted(latencies)[-2] < SOON  # one may meet a busy machine
+
+
+def interrupted_at(line, work):
+    """Whether work came as far as this line of ours, counted from its first one, where Ctrl-C was pressed.
+
+    Not at the end of a `with`, before its lock is opened: there Python hears no signal, but traces a line.
+    """
+    seen = 0
+
+    def trace(frame, event, _):
+        nonlocal seen
+        if not frame.f_code.co_filename.startswith(SOURCE):
+            return None
+        if event == "line":
+            seen += 1
+            if seen >= line and not isinstance(frame.f_locals.get("self"), type(SESSIONS)):
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_interrupt_at_any_line_does_no_harm(stride):
+    """Also while what is kept for the next call is made and changed: the next call is right."""
+    lstm, gru = cf.LSTM(16, 32, backend="cpu"), cf.GRU(7, 13, bidirectional=True, backend="cpu")
+    long, odd, x = torch.randn(5, 3, 16), torch.randn(5, 3, 7), torch.randn(3, 16)
+
+    def step():
+        with torch.no_grad():
+            y, states = lstm.step(x)
+        return [y, *states]
+
+    def infer():
+        with torch.no_grad():
+            return [lstm(long)[0]]
+
+    def forget():
+        SESSIONS.clear()
+        for layer in (lstm, gru):
+            layer.__dict__.pop("_quick", None)
+
+    for call in (lambda: all_of(lstm, long), lambda: all_of(gru, odd), step, infer):
+        want, is_there, line = call(), True, 1
+        while is_there:
+            if line % 2:
+                forget()
+            else:
+                call()
+            is_there = interrupted_at(line, call)
+            assert all(map(torch.equal, call(), want)), line
+            line += stride
+        assert line > 30

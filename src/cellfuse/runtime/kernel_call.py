@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from cellfuse.codegen.cpu.compile import Driver, driver
+from cellfuse.codegen.cpu.compile import Driver
 from cellfuse.codegen.cpu.driver import CALL
 from cellfuse.runtime.columns import Use
+from cellfuse.runtime.once import Once
 from cellfuse.runtime.private import openmp
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ UNHEARD = 0.04
 _QUICK = 1 << 24
 # Bytes of working memory that sessions may hold between calls.
 _HELD = 1 << 26
+
+_drivers: Once[Driver] = Once()
 
 
 class Session:
@@ -62,7 +65,8 @@ class Session:
         self.key: object = None
         self.fused, self.name, self.threads = fused, name, threads
         self.slots, self.strides, self.size = layout.slots, layout.strides, size
-        self.driver: Driver = driver(layout.bits, layout.target)
+        kind = layout.bits, layout.target
+        self.driver = _drivers.get(kind, lambda: Driver(*kind))
         self.table = (ctypes.c_int64 * len(layout.slots))()
         self.call = (ctypes.c_int64 * len(CALL))()
         self._run, self._address = self.driver.run[name], ctypes.addressof(self.call)

@@ -124,10 +124,11 @@ class Step:
 
     def bind(self, k: int, name: str, value: Tensor) -> None:
         """Read a weight of layer k from this tensor, which is plain and has the right shape."""
-        pointer = self.bound[k][name] = value.data_ptr()
+        pointer = value.data_ptr()
         row = value.stride(0) * value.element_size() if value.dim() else 0
         for slot, first in self._uses[name]:
             self.tables[k][slot] = pointer + first * row
+        self.bound[k][name] = pointer  # last, because an interrupt may come anywhere
 
     def states(self, given: Any, is_grad: bool) -> Sequence[Tensor] | None:
         """A user's states as one tensor each; None if they do not fit, need a gradient or are not plain."""

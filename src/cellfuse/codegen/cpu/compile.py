@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -39,7 +41,7 @@ class Kernel:
     def __init__(self, layout: Layout, loops: tuple[str, ...] = LOOPS) -> None:
         self.layout = layout
         self.emitted: Emitted = emit(layout, loops)
-        self._tiles = tiles(layout.bits, layout.target, self.emitted.is_far)
+        tiles(layout.bits, layout.target, self.emitted.is_far)
         self._engine = _load(self.emitted.text, layout.target)
         address = self._engine.get_function_address
         self.run_address = {name: address(f"run_{name}") for name in loops}
@@ -57,7 +59,7 @@ class Driver:
     """
 
     def __init__(self, bits: int, target: Target) -> None:
-        self._tiles = tiles(bits, target, False)
+        tiles(bits, target, False)
         self._engine = _load(emit_driver(bits, target), target, is_plain=True)
         address = self._engine.get_function_address
         self.run = {name: _CALL(address(name)) for name in ("forward", "backward")}
@@ -65,20 +67,34 @@ class Driver:
         self.enter_both = {name: address(f"enter_both_{name}") for name in ("forward", "backward")}
 
 
-@lru_cache(maxsize=4)
-def driver(bits: int, target: Target) -> Driver:
-    """The driver, compiled at first use."""
-    return Driver(bits, target)
+_tiles: dict[tuple[int, Target, bool], llvm.ExecutionEngine] = {}
+_tiles_lock = threading.Lock()
 
 
-@lru_cache(maxsize=8)
+def _renew_lock() -> None:
+    """In a forked process: another thread of the parent may have held it."""
+    global _tiles_lock
+    _tiles_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def tiles(bits: int, target: Target, is_far: bool) -> llvm.ExecutionEngine:
-    """The functions of `products.emit_tiles`, compiled at first use and known to the linker."""
-    engine = _load(emit_tiles(bits, target, is_far), target, is_plain=True)
-    names = [*(f"rows_{width}" for width in range(1, target.tile_width + 1)), "pack_strip"]
-    for name in (f"{name}_{shared_name(bits, target, is_far)}" for name in names):
-        llvm.add_symbol(name, engine.get_function_address(name))
-    return engine
+    """The functions of `products.emit_tiles`, compiled at first use and known to the linker.
+
+    Once, and kept for good: kernels are linked to what stands under these names.
+    """
+    key = bits, target, is_far
+    with _tiles_lock:
+        if key not in _tiles:
+            engine = _load(emit_tiles(bits, target, is_far), target, is_plain=True)
+            names = [*(f"rows_{width}" for width in range(1, target.tile_width + 1)), "pack_strip"]
+            for name in (f"{name}_{shared_name(bits, target, is_far)}" for name in names):
+                llvm.add_symbol(name, engine.get_function_address(name))
+            _tiles[key] = engine
+        return _tiles[key]
 
 
 class StepKernel:
