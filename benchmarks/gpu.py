@@ -35,6 +35,7 @@ import cellfuse as cf
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.codegen.cuda.compile import compile
 from cellfuse.codegen.cuda.persistent import Persistent
+from cellfuse.codegen.cuda.plan import microseconds
 from cellfuse.codegen.cuda.step import step_functions
 from cellfuse.codegen.lower import lower
 from cellfuse.origin import commit
@@ -129,6 +130,8 @@ def distance(got: list[Tensor], want: list[Tensor]) -> float:
 def check_cases(is_short: bool) -> Iterator[Case]:
     """Every tier, small and at the sizes it is for; the long run last."""
     T = 2 if is_short else 48
+    for precision in PRECISIONS[1:]:  # how the tensor cores' operands lie: nothing else is right without
+        yield Case("rnn", 32, 8, precision, 2, "one CTA")
     for cell in ("lstm", "gru", "rnn", "slstm", "peephole_lstm"):
         for precision in PRECISIONS:
             for tier, H, B in (("one CTA", 24, 3), ("cluster", 64, 9), ("grid", 128, 5), ("per step", 40, 3)):
@@ -215,30 +218,36 @@ def _graph(layer: Any, x: Tensor) -> str:
 # what the model needs
 
 
-def exchanges(steps: int, most: int) -> Iterator[dict[str, Any]]:
-    """Microseconds of a time step of the simplest cell by each exchange among up to `most` CTAs."""
-    program = lower(cf.cells.find("rnn").step)
-    launcher = cuda_step.launcher_of(torch.device(DEVICE))
+def exchange_ways(most: int) -> list[tuple[str, int]]:
+    """Each exchange among up to `most` CTAs."""
     ways = [("none", 1)]
     ways += [(name, n) for name in ("messages", "cluster_barrier") for n in (2, 4, 8, 16)]
     ways += [(name, n) for name in ("write_once", "counter") for n in (2, 8, 16, 32, 64, 128)]
-    for exchange, ctas in (way for way in ways if way[1] <= most):
-        for precision, batch in (("bf16", 8), ("fp32", 1)):
-            H = 16 * ctas
-            step, line = step_functions(program, H), {"exchange": exchange, "ctas": ctas, "H": H, "B": batch}
-            line |= {"precision": precision}
-            for loop in ("infer", "backward"):
-                try:
-                    one = Persistent(step, loop, H, 1, 1, precision, exchange, ctas, batch)
-                    kernel = one.kernel()
-                    if not launcher.fits(kernel, kernel.entries[0], one.grid(batch)[0]):
-                        line[f"{loop} us"] = "no room"
-                        continue
-                except ValueError as problem:
-                    line[f"{loop} us"] = str(problem)
+    return [way for way in ways if way[1] <= most]
+
+
+def exchanges(exchange: str, ctas: int, steps: int) -> Iterator[dict[str, Any]]:
+    """Microseconds of a time step of the simplest cell, measured and as the plan's model assumes."""
+    program = lower(cf.cells.find("rnn").step)
+    launcher = cuda_step.launcher_of(torch.device(DEVICE))
+    device = cuda_step.device_of(torch.device(DEVICE, 0))
+    for precision, batch in (("bf16", 8), ("fp32", 1)):
+        H = 16 * ctas
+        step, line = step_functions(program, H), {"exchange": exchange, "ctas": ctas, "H": H, "B": batch}
+        line |= {"precision": precision}
+        for loop in ("infer", "backward"):
+            try:
+                one = Persistent(step, loop, H, 1, 1, precision, exchange, ctas, batch)
+                kernel = one.kernel()
+                if not launcher.fits(kernel, kernel.entries[0], one.grid(batch)[0]):
+                    line[f"{loop} us"] = "no room"
                     continue
-                line[f"{loop} us"] = _loop_time(one, kernel, launcher, steps, batch)
-            yield line
+            except ValueError as problem:
+                line[f"{loop} us"] = str(problem)
+                continue
+            line[f"{loop} us"] = _loop_time(one, kernel, launcher, steps, batch)
+            line[f"{loop} us assumed"] = microseconds(one, batch, device)
+        yield line
 
 
 def _loop_time(one: Persistent, kernel: Any, launcher: Any, steps: int, batch: int) -> float:
@@ -424,24 +433,35 @@ def main(arguments: list[str] | None = None, *, is_short: bool = False) -> int:
             note(kind, {**facts, "wrong": f"{type(problem).__name__}: {str(problem)[:400]}"})
 
     left_out = 0
+
+    def within_time(kind: str, facts: dict[str, Any]) -> bool:
+        """Whether a case may start; a line says of one that may not."""
+        nonlocal left_out
+        is_late = time.time() > end
+        left_out += is_late
+        if is_late:
+            note(kind, {**facts, "not run": "out of time"})
+        return not is_late
+
     if args.only in (None, "checks"):
         for case in check_cases(is_short):
-            if time.time() > end:
-                left_out += 1
-            else:
-                guarded("check", lambda: iter([check(case)]), {**case.facts(), "tier": case.tier})  # noqa: B023
-        if not is_short:
+            facts = {**case.facts(), "tier": case.tier}
+            if within_time("check", facts):
+                guarded("check", lambda: iter([check(case)]), facts)  # noqa: B023
+        if not is_short and within_time("integration", {}):
             guarded("integration", integration, {})
-    if args.only in (None, "exchanges") and time.time() < end:
-        guarded("exchange", lambda: exchanges(*((2, 2) if is_short else (2000, 128))), {})
+    if args.only in (None, "exchanges"):
+        for exchange, ctas in exchange_ways(2 if is_short else 128):
+            facts = {"exchange": exchange, "ctas": ctas}
+            if within_time("exchange", facts):
+                guarded("exchange", lambda: exchanges(exchange, ctas, 2 if is_short else 2000), facts)  # noqa: B023
     ratios: dict[str, list[float]] = {}
     if args.only in (None, "table"):
         cases = table_cases(is_short)
         if not is_short:
             compile_ahead(cases, min(90.0, max(0.0, end - time.time()) / 3))
         for case in cases:
-            if time.time() > end:
-                left_out += 1
+            if not within_time("time", case.facts()):
                 continue
 
             def lines() -> Iterator[dict[str, Any]]:

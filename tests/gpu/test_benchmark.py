@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cellfuse.codegen.cuda.plan import Device
 from cellfuse.runtime import cuda, cuda_step
 from gpu.emulator.launcher import WHY_NOT, Emulator
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 
@@ -23,9 +25,7 @@ class Emulated(Emulator):
 
 @pytest.fixture
 def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location(
-        "gpu_benchmark", Path(__file__).parents[2] / "benchmarks/gpu.py"
-    )
+    spec = importlib.util.spec_from_file_location("gpu_benchmark", ROOT / "benchmarks/gpu.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "gpu_benchmark", module)
     spec.loader.exec_module(module)
@@ -51,6 +51,10 @@ def test_every_part_runs_on_the_emulator(script, tmp_path, capsys):
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert {line["kind"] for line in lines} == {"check", "exchange", "time"}
     assert {line["tier"] for line in lines if line["kind"] == "check"} == set(script.TIERS)
+    assert lines[0]["cell"] == "rnn"  # the tensor cores' operands
+    measured = [line for line in lines if isinstance(line.get("infer us"), float)]
+    assert measured
+    assert all(line["infer us assumed"] > 0 for line in measured)
     assert all(line["commit"] and line["device"] == "emulator" for line in lines)
     assert "0 checks failed, 0 cases left out" in printed
 
@@ -59,6 +63,33 @@ def test_a_wrong_result_is_found(script, monkeypatch):
     monkeypatch.setattr(cuda_step, "launcher_of", lambda device: Wrong())
     line = script.check(script.Case("lstm", 24, 3, "fp32", 2, "one CTA"))
     assert "error" in line["wrong"]
+
+
+def test_a_case_that_fails_does_not_stop_the_others(script, tmp_path, monkeypatch):
+    def fail(*given):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(script, "_loop_time", fail)
+    file = tmp_path / "lines.jsonl"
+    assert script.main(["--json", str(file), "--only", "exchanges"], is_short=True) == 1
+    wrong = [json.loads(line)["wrong"] for line in file.read_text().splitlines()]
+    assert wrong == ["RuntimeError: broken"] * len(script.exchange_ways(2))
+
+
+def test_what_is_not_run_is_said(script, tmp_path, capsys):
+    file = tmp_path / "lines.jsonl"
+    assert script.main(["--json", str(file), "--minutes", "-1"], is_short=True) == 0
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {line["not run"] for line in lines} == {"out of time"}
+    assert {line["kind"] for line in lines} == {"check", "exchange", "time"}
+    assert f"{len(lines)} cases left out" in capsys.readouterr().out
+
+
+def test_it_runs_without_llvmlite():
+    test = f"{__file__}::test_a_wrong_result_is_found"
+    lines = f"import sys, pytest; sys.modules['llvmlite'] = None; sys.exit(pytest.main(['-q', {test!r}]))"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
 
 
 class Wrong(Emulated):

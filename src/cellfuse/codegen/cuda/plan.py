@@ -138,7 +138,7 @@ def plan(
             if not at_once:
                 continue
             waves = math.ceil(batch / at_once)
-            times = tuple(waves * _microseconds(kernel, batch, device) for kernel in (forward, backward))
+            times = tuple(waves * microseconds(kernel, batch, device) for kernel in (forward, backward))
             tier = "b" if way == "write_once" else "a"
             made = Plan(tier, "", forward, backward, at_once, (times[0], times[1]))
             found.append((sum(times), ctas, made))
@@ -210,7 +210,7 @@ def _filled(kernel: Persistent) -> Persistent:
     return replace(kernel, in_registers=min(room // 4, kernel.product.weights))
 
 
-def _microseconds(kernel: Persistent, batch: int, device: Device) -> float:
+def microseconds(kernel: Persistent, batch: int, device: Device) -> float:
     """The model of one step: product, sums, the cell, exchange."""
     tile, product, warps = kernel.tile, kernel.product, kernel.threads // 32
     is_exact = kernel.precision == "fp32"
