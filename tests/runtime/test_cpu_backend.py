@@ -121,7 +121,7 @@ def reason(layer, *args):
 
 
 def test_what_it_refuses_is_said_and_never_swapped():
-    layer, x = cf.GRU(3, 4, backend="cpu"), torch.randn(5, 2, 3)
+    layer, x = cf.GRU(3, 4, backend="cpu"), torch.randn(9, 2, 3)
     assert reason(layer, x) == ""
     with torch.autograd.forward_ad.dual_level():
         assert "forward-mode" in reason(layer, x)

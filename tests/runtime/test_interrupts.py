@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import cellfuse as cf
+from cellfuse.codegen.cpu import compile
 from cellfuse.runtime.kernel_call import SESSIONS
 from cellfuse.runtime.once import Once
 
@@ -112,6 +113,17 @@ def test_pieces_of_a_loop_give_the_same_bits(monkeypatch):
         assert all(map(torch.equal, got, want))
 
 
+def compile_slowly(monkeypatch):
+    """Every kernel takes half a second more, without Python."""
+    object_code = compile.object_code
+
+    def slowly(*given, **options):
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 750_000)
+        return object_code(*given, **options)
+
+    monkeypatch.setattr(compile, "object_code", slowly)
+
+
 def test_compiling_is_interrupted_and_goes_on(monkeypatch):
     monkeypatch.setenv("CELLFUSE_CACHE", "")
     x = torch.randn(3, 2, 5)
@@ -126,6 +138,7 @@ def test_compiling_is_interrupted_and_goes_on(monkeypatch):
     def latency():
         return interrupted_after(0.15, lambda: all_of(heavy.layer(5, next(sizes), backend="cpu"), x))
 
+    compile_slowly(monkeypatch)
     sizes = iter((37, 38, 40))
     assert is_heard(latency)
     layer = heavy.layer(5, 40, backend="cpu")
@@ -139,6 +152,7 @@ def test_compiling_the_driver_is_interrupted(monkeypatch):
     layer, x = cf.GRU(7, 13, bidirectional=True, backend="cpu"), torch.randn(3, 2, 7)
     want = all_of(layer, x)
     monkeypatch.setenv("CELLFUSE_CACHE", "")
+    compile_slowly(monkeypatch)
 
     def latency():
         monkeypatch.setattr("cellfuse.runtime.kernel_call._drivers", Once())

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import cellfuse as cf
 from cellfuse.codegen.cpu import compile
+from cellfuse.codegen.cpu.target import host
 from cellfuse.runtime import kernel_call
 from cellfuse.runtime.kernel_call import SESSIONS
 from cellfuse.runtime.once import Once
@@ -94,9 +95,11 @@ def test_threads_that_come_first_together_compile_once(monkeypatch):
     layer, eager = fresh_cell()
     x, loaded, load = torch.randn(4, 3, 7).double(), [], compile._load
 
-    def counted(text, target):
+    def counted(text, target, **options):
         loaded.append(text)
-        return load(text, target)
+        return load(text, target, **options)
+
+    compile.tiles(64, host(), False)  # of every kernel; a lock lets one thread compile them
 
     monkeypatch.setattr(compile, "_load", counted)
     monkeypatch.setattr(kernel_call, "_drivers", Once())
