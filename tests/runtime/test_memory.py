@@ -1,4 +1,4 @@
-"""Memory, files and maps do not grow with use; where memory is short an error says so, the next call works."""
+"""Memory, files and maps do not grow with use; where memory is short an error says so, and then all works."""
 
 import gc
 import os
@@ -62,7 +62,7 @@ def test_layers_leave_nothing_behind():
         with torch.no_grad():
             layer.step(torch.randn(3, 16))
 
-    assert_steady(work, 1000, 2000, 2 << 20)
+    assert_steady(work, 1000, 3000, 16 << 20)  # their weights are 50 MB; the allocator's own moves some
 
 
 def test_shapes_leave_nothing_behind():
