@@ -15,7 +15,6 @@ import torch
 
 import cellfuse as cf
 from cellfuse.explain import counts, words
-from cellfuse.explain.page import page_of
 from cellfuse.explain.picture import PICTURES, why_not
 from cellfuse.explain.progress import Progress
 from cellfuse.explain.step import gate_meanings
@@ -114,7 +113,7 @@ def draw_all(facts):
         for name in PICTURES:
             if not why_not(layer, name):
                 layer.picture(name)
-        page_of(layer, "en")
+        layer._repr_html_()  # the page and the still picture
 
 
 class Recorder(dict):
