@@ -324,7 +324,9 @@ def test_a_damaged_kernel_is_compiled_again_and_right(place, count, monkeypatch)
     """Flipped bits and lost ends of real machine code, an old form, random bytes, another's code."""
     run, want, file = kernel_and_file(place)
     whole, chance = file.read_bytes(), random.Random(0)
-    monkeypatch.setattr(compile, "object_code", lambda *_: whole[cache._LENGTH :])  # what it takes a second for
+    monkeypatch.setattr(
+        compile, "object_code", lambda *_: whole[cache._LENGTH :]
+    )  # what it takes a second for
     damaged = [b"\x7fELF" + bytes(64), chance.randbytes(5000), whole[cache._LENGTH :], whole + b"\0"]
     damaged += [whole[: chance.randrange(1, len(whole))] for _ in range(count)]
     for _ in range(count):

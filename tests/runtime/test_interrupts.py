@@ -192,7 +192,7 @@ def test_what_is_made_once_is_made_once_and_again_after_an_error():
 
 
 def interrupt_at_random(layer, x, count):
-    """Latencies of interrupts at random times of a forward and a backward call; the next is right each time."""
+    """Latencies of interrupts at random times, forward and backward; the next call is right each time."""
     chance, found, short = random.Random(0), {"forward": [], "backward": []}, x[:50]
     want = all_of(layer, short)
     start = time.perf_counter()

@@ -140,7 +140,9 @@ def test_an_odd_number_stays_in_its_sequence_and_comes_no_earlier(name, value):
             if value != value:
                 assert output[t:, b].isnan().any()
             if is_grad:
-                want, got = (torch.autograd.grad(y.square().sum(), v)[0] for y, v in ((clean, x), (output, odd)))
+                want, got = (
+                    torch.autograd.grad(y.square().sum(), v)[0] for y, v in ((clean, x), (output, odd))
+                )
                 assert torch.equal(got[:, others], want[:, others])
                 assert value != 1e-42 or got.isfinite().all()
 

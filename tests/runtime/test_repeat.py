@@ -1,4 +1,4 @@
-"""The same work again, in pieces, in other company, on other threads: what is the same bits, and what is close.
+"""The same work again, in pieces, in other company, on other threads: what is bit for bit, what is close.
 
 docs/en/numerics.md says which is which.
 """
