@@ -44,7 +44,7 @@ def assert_steady(work, warm, count, most):
     assert maps_now <= maps + 20
 
 
-@pytest.mark.parametrize("count", [2000, pytest.param(12_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2500, pytest.param(12_000, marks=pytest.mark.slow)])
 def test_calls_leave_nothing_behind(count):
     layers = [layer_of("lstm", 16, 32), layer_of("lstm", 7, 13, num_layers=2)]
 
@@ -70,7 +70,7 @@ def test_shapes_leave_nothing_behind():
 
     def work(k):
         for layer in layers:
-            all_of(layer, torch.randn(1 + k % 40, 1 + k // 40, layer.input_size))
+            all_of(layer, torch.randn(1 + k % 40, 31 - k // 40, layer.input_size))
 
     SESSIONS.clear()
     assert_steady(work, 240, 1240, 8 << 20)  # besides what is kept, which grows with the shapes up to a bound
@@ -127,7 +127,7 @@ import cellfuse as cf
 
 torch.set_num_threads(1)
 layer = getattr(cf, sys.argv[1])(16, 32, num_layers=int(sys.argv[2]), backend="cpu")
-small, large = torch.randn(5, 3, 16), torch.randn(20_000, 64, 16)
+small, large = torch.randn(5, 3, 16), torch.randn(3000, 64, 16)
 
 def all_of(x):
     output, _ = layer(x)
@@ -140,7 +140,7 @@ def infer(x):
 want = [*all_of(small), *infer(small)]
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 raised = 0
-for extra in range(0, 1000, 40):
+for extra in (0, 10, 30, 80, 200, 800):
     for work in (all_of, infer):
         resource.setrlimit(resource.RLIMIT_AS, (size + (extra << 20), -1))
         try:
@@ -159,4 +159,4 @@ def test_too_little_memory_is_an_error_and_the_next_call_is_right(name, layers):
     command = [sys.executable, "-c", SHORT, name, str(layers)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"
-    assert 2 < int(done.stdout.split()[-1]) < 50  # some were given enough
+    assert 3 < int(done.stdout.split()[-1]) < 12  # some had enough
