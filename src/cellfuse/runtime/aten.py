@@ -109,7 +109,8 @@ class Operator:
         batch_sizes: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """(output, final states) of the whole stack in one call; states empty: the initial ones."""
-        states = states or self.initial
+        # Anew at each call, as torch.nn makes them: autograd keeps them. These cells begin with zeros.
+        states = states or [torch.zeros_like(value) for value in self.initial]
         hx = states if len(states) > 1 else states[0]
         if batch_sizes is None:
             output, *finals = self._operator(x, hx, weights, *self._options, False)
