@@ -6,6 +6,7 @@ WORD. It returns 1 if a bug is missed, its text is not found exactly once, or th
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,8 @@ def plant(bug, root):
         status, first = run_tests(root, bug["tests"])
     finally:
         file.write_text(whole, encoding="utf-8")
+    if -status in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE):
+        return "caught", f"killed by signal {-status}"
     # 1: tests ran and failed; 2: a cell could not even be made while tests were collected.
     return ("caught", first) if status in (1, 2) and first else ("MISSED", f"pytest returned {status}")
 

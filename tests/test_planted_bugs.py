@@ -51,6 +51,8 @@ def test_a_bug_is_caught_or_missed_and_taken_out_again(small):
     assert plant_bugs.plant(BUG, small) == ("caught", "tests/test_one.py::test_one")
     assert plant_bugs.plant(BUG | {"instead": "return 2"}, small) == ("MISSED", "pytest returned 0")
     assert plant_bugs.plant(BUG | {"tests": "tests/test_one.py -k other"}, small)[0] == "MISSED"
+    crash = BUG | {"instead": "import os; os.abort()"}
+    assert plant_bugs.plant(crash, small) == ("caught", "killed by signal 6")
     assert (small / "src" / "cellfuse" / "one.py").read_text() == whole
 
 

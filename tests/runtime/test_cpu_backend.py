@@ -55,6 +55,14 @@ def test_packed_sequences_in_both_directions(name):
         assert_same(ours(packed)[0].data, eager(packed)[0].data)
 
 
+def test_gradients_of_weights_sum_over_many_rows():
+    """More of them than one run of additions of the outer products takes."""
+    ours, eager = pair("gru", 5, 10)
+    x = torch.randn(60, 7, 5, dtype=torch.float64)
+    for got, want in zip(results(ours, x), results(eager, x), strict=True):
+        assert_same(got, want, tolerance=1e-10)
+
+
 def test_long_sequences_go_chunk_by_chunk(monkeypatch):
     monkeypatch.setattr("cellfuse.runtime.fused.CHUNK", 1 << 10)
     monkeypatch.setattr("cellfuse.runtime.fused.ROWS", 10)

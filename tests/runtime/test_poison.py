@@ -39,7 +39,9 @@ def all_of(layer, x, lengths=None):
     output = output if lengths is None else output.data
     loss = output.square().sum() + sum(state.sum() for state in tuple_of(states))
     wanted = [x, *layer.parameters()]
-    found = [output, *tuple_of(states), *torch.autograd.grad(loss, wanted, allow_unused=True)]
+    found = [output, *tuple_of(states)]
+    for each in (loss, output.sum()):
+        found += torch.autograd.grad(each, wanted, allow_unused=True, retain_graph=True)
     with torch.no_grad():
         given = x.detach() if lengths is None else given
         output, states = layer(given)
