@@ -1,6 +1,6 @@
 """Products with matrices: packing of the matrices, tiles of the result that stay in registers.
 
-Packing and tiles stand together because the order of the one is the other's.
+Long, because packing and tiles stand together: the order of the one is the other's.
 """
 
 from __future__ import annotations
