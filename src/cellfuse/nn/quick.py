@@ -6,22 +6,23 @@ Each returns None where the general way is to run, or to raise its error. Does n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cellfuse.codegen.cpu.layout import Sizes
-from cellfuse.runtime import choice, trained
+from cellfuse.runtime import choice
 from cellfuse.runtime.aten import Operator
 from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.fused import fused_step
 from cellfuse.runtime.step import is_mode_active, is_plain
 from cellfuse.runtime.times import equal_times
 from cellfuse.runtime.trained import Trained
-from cellfuse.runtime.whole import Whole
+from cellfuse.runtime.whole import Whole, is_plain_layout
 
 if TYPE_CHECKING:
     from cellfuse.nn.layer import Layer, State
@@ -127,25 +128,50 @@ def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
     is_trained = torch.is_grad_enabled() and any(v.requires_grad for v in (x, *weights, *states))
     dropout = layer.dropout if layer.training else 0.0
     key = (is_trained, shape, dtype, torch.get_num_threads(), layer.backend, dropout)
-    made = quick.take(key, lambda: _whole(layer, x, is_trained))
+    made = quick.take(key, lambda: _made(layer, x, is_trained))
     if made is None:
         return None
     if any(value.shape != wanted.shape for value, wanted in zip(states, made.initial, strict=False)):
         quick.give(key, made)
         return None
-    if type(made) is Trained:
-        output, finals = trained.run(made, x.contiguous(), states, weights)
-    elif type(made) is Whole:
-        output, finals = made.run(x.contiguous(), states, weights)
-    else:
-        output, finals = made.run(x, states, weights)
+    output, finals = made.run(x, states, weights)
     quick.give(key, made)  # not after an interrupt, which may have left it half changed
     if layer.batch_first:
         output = output.transpose(0, 1)
     return output, finals[0] if len(finals) == 1 else tuple(finals)
 
 
-def _whole(layer: Layer, x: Tensor, is_trained: bool) -> Whole | Trained | Operator | None:
+class _Stack:
+    """The layers' calls, one after the other.
+
+    Args:
+        layers: of each layer; all of one kind.
+        initial: the initial states where a call is given none, [L * D, B, width] each.
+        dropout: between the layers.
+    """
+
+    def __init__(self, layers: Sequence[Whole | Trained], initial: Sequence[Tensor], dropout: float) -> None:
+        self.layers, self.initial, self.dropout = layers, initial, dropout
+
+    def run(
+        self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(output, final states) as the layer gives them."""
+        value = x.contiguous()
+        depth = len(self.layers)
+        if depth == 1:
+            return self.layers[0].run(value, states, weights)
+        directions, count, finals = len(self.initial[0]) // depth, len(weights) // depth, []
+        for k, layer in enumerate(self.layers):
+            if k and self.dropout:
+                value = F.dropout(value, self.dropout, training=True)
+            mine = [state.narrow(0, k * directions, directions) for state in states]
+            value, made = layer.run(value, mine, weights[k * count : (k + 1) * count])
+            finals.append(made)
+        return value, [torch.cat(each) for each in zip(*finals, strict=True)]
+
+
+def _made(layer: Layer, x: Tensor, is_trained: bool) -> _Stack | Operator | None:
     sizes = Sizes(layer.hidden_size, layer.proj_size, layer.num_heads)
     with torch.inference_mode(False), torch.no_grad():
         initial = layer.initial_states(x.shape[1], x)
@@ -154,19 +180,23 @@ def _whole(layer: Layer, x: Tensor, is_trained: bool) -> Whole | Trained | Opera
             chosen = choice.choose(case, layer.backend)
         if chosen == "aten":
             return Operator(case)
-        if chosen != "cpu" or layer.num_layers > 1 or layer.bidirectional:
+        if chosen != "cpu":
             return None
         fused = fused_step(layer.cell, layer.bias, sizes, x.dtype)
         names = [name for name, _ in layer._blocks()[0].names]
-        times = equal_times(x.shape[0], x.shape[1], False)
-        if is_trained:
-            if not Trained.is_possible(fused, x.shape[2], names):
-                return None
-            shapes = {name: value.shape for name, value in case.weights[0].items()}
-            direction = Direction(layer.cell, sizes, layer.bias, False, False, tuple(names))
-            made: Whole | Trained = Trained(direction, fused, times, x.shape[2], initial, shapes)
-        elif Whole.is_possible(fused):
-            made = Whole(fused, times, x.shape[2], initial, names)
-        else:
+        if not (Trained.is_possible(fused, names) if is_trained else is_plain_layout(fused)):
             return None
-    return made if made.session.bytes <= _LARGEST else None
+        flags = range(case.num_directions)
+        times = [equal_times(x.shape[0], x.shape[1], bool(k)) for k in flags]
+        made: list[Any] = []
+        for k in range(layer.num_layers):
+            features = x.shape[2] if k == 0 else len(times) * (layer.proj_size or layer.hidden_size)
+            mine = [state[k * len(times) : (k + 1) * len(times)].clone() for state in initial]
+            if is_trained:
+                shapes = {name: value.shape for name, value in case.weights[k * len(times)].items()}
+                each = [Direction(layer.cell, sizes, layer.bias, bool(d), False, tuple(names)) for d in flags]
+                made.append(Trained(each, fused, times, features, mine, shapes))
+            else:
+                made.append(Whole(fused, times, features, mine, names))
+    is_small = sum(each.bytes for each in made) <= _LARGEST
+    return _Stack(made, initial, case.dropout) if is_small else None

@@ -226,6 +226,15 @@ class Columns:
     def _lengths(self, shape: Shape) -> tuple[int, int]:
         return self.layout.units(shape[0]), self.layout.vectors(shape[0]) * self.layout.lanes
 
+    def lengths(self, shape: Shape) -> tuple[int, int, int]:
+        """Groups of units that are padded each by itself, units of one, and those with the padding."""
+        return (self.layout.groups(shape[0]), *self._lengths(shape)) if shape else (1, 1, 1)
+
+    def units(self, shape: Shape) -> int:
+        """Numbers of a value without the padding."""
+        groups, units, _ = self.lengths(shape)
+        return groups * units
+
     def column(self, buffer: Tensor, place: Place, count: int = 1) -> Tensor:
         """Some neighbouring columns of a buffer [..., row]."""
         offsets = self.layout.offsets[place.buffer]

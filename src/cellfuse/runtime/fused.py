@@ -7,7 +7,7 @@ finds has to be read together.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from cellfuse.codegen.lower import lower
 from cellfuse.codegen.program import Place
 from cellfuse.runtime.case import Weights
 from cellfuse.runtime.columns import INPUT, Columns, Outer
-from cellfuse.runtime.kernel_call import SESSIONS, Session, run_all
+from cellfuse.runtime.kernel_call import SESSIONS, Session, copied, run_all
 from cellfuse.runtime.once import Once
 from cellfuse.runtime.times import Times
 
@@ -38,6 +38,8 @@ _LONGEST = 1 << 32  # multiplications, 0.06 s of them: Ctrl-C is heard between c
 
 # Multiplications, about 10 us of them, from which on another thread is worth starting.
 _WORTH = 1 << 20
+
+_NOTHING: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,16 @@ class Fused:
         return session
 
     def new_session(
-        self, loop: str, rows: int, input_size: int, times: Times, needs_x: bool = False, share: int = 1
+        self,
+        loop: str,
+        rows: int,
+        input_size: int,
+        times: Times,
+        needs_x: bool = False,
+        share: int = 1,
+        more: Mapping[str, int] = _NOTHING,
     ) -> Session:
-        """A session of its own, for a number of rows in all."""
+        """A session of its own, for a number of rows in all, with more working memory by name, all zeros."""
         layout, kernel, batch, granted = self.layout, self._kernel(loop), times.batch, torch.get_num_threads()
         work = rows * (self.work + layout.strides["products"] * input_size)
         work *= 2 if loop == "backward" else 1
@@ -143,8 +152,8 @@ class Fused:
             widths += [wide if outer.right is INPUT else self._right_width(outer) for outer in outers]
             working["*rights"] = steps * sum(widths)
             working |= {"sums": strides["gradients"], "carry": strides["carry"] * batch}
-            working["zeros"] = max(self.widths) * batch
             working["*lefts"] = large.LEFTS * large.STEPS * threads
+        working |= more
         name = "backward" if is_backward else "forward"
         session = Session(
             self,
@@ -161,6 +170,8 @@ class Fused:
         session.table[slots["batch"]] = batch
         if projects:
             session.memory_of("*bias", strides["products"]).zero_()  # also where there are no units
+        for key, numbers in more.items():
+            session.memory_of(key, numbers).zero_()
         session.widths = widths
         session.outers = (ctypes.c_int64 * (len(OUTER) * len(outers)))()
         at = 0
@@ -305,7 +316,7 @@ class Fused:
                 if is_packed and times.is_reverse:
                     slab.copy_(state)  # sequences that end early begin their way back with it
                 else:
-                    before.append((initial, state.data_ptr(), size))
+                    before.append(copied(initial, state.data_ptr(), size))
                 session.give_state(k, base, initial, -1)
             elif place == Place("after", k):
                 slab = x.new_empty(steps, batch, width)
@@ -319,7 +330,7 @@ class Fused:
             slabs.append(slab)
             if not is_packed and not is_padded:
                 finals.append(x.new_empty(batch, width))
-                after.append((finals[-1].data_ptr(), base + last * size, size))
+                after.append(copied(finals[-1].data_ptr(), base + last * size, size))
         session.copy(before, after)
         yield session
         if len(finals) < len(states):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cellfuse.codegen.cpu.compile import Driver
-from cellfuse.codegen.cpu.driver import CALL
+from cellfuse.codegen.cpu.driver import CALL, COPY
 from cellfuse.runtime.columns import Use
 from cellfuse.runtime.once import Once
 from cellfuse.runtime.private import openmp
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cellfuse.runtime.fused import Fused
 
 Result = TypeVar("Result")
+Copy = tuple[int, int, int, int, int, int]  # see COPY
 AT = {name: slot for slot, name in enumerate(CALL)}
 _COPIES = AT["copies_before"]  # followed by copies_after
 # Seconds that Ctrl-C may have to wait, and multiplications that take less on any processor.
@@ -70,7 +71,7 @@ class Session:
         self.table = (ctypes.c_int64 * len(layout.slots))()
         self.call = (ctypes.c_int64 * len(CALL))()
         self._run, self._address = self.driver.run[name], ctypes.addressof(self.call)
-        self.copies = (ctypes.c_int64 * (3 * copies))()
+        self.copies = (ctypes.c_int64 * (len(COPY) * copies))()
         self.biases = (ctypes.c_int64 * biases)()
         self.widths: list[int] = []
         self.outers: ctypes.Array[ctypes.c_int64] = (ctypes.c_int64 * 0)()
@@ -142,8 +143,8 @@ class Session:
         if use.is_input:
             self.call[AT["weight"]] = pointer
 
-    def copy(self, before: Sequence[tuple[int, int, int]], after: Sequence[tuple[int, int, int]]) -> None:
-        """(to, from, bytes) of what is copied before and after the loop."""
+    def copy(self, before: Sequence[Copy], after: Sequence[Copy]) -> None:
+        """What is copied before and after the loop, in this order."""
         self.call[_COPIES] = len(before)
         self.call[_COPIES + 1] = len(after)
         values: list[Any] = [value for copy in (*before, *after) for value in copy]
@@ -199,6 +200,18 @@ class Session:
         _in_pieces([self, other], enter)
 
 
+def copied(to: int, source: int, size: int) -> Copy:
+    """A copy of so many bytes that stand together."""
+    return to, source, size, 1, 0, 0
+
+
+def copied_rows(to: int, source: int, size: int, rows: int, to_step: int, from_step: int) -> Copy:
+    """A copy of rows of so many bytes; as one if they stand together."""
+    if size == to_step == from_step:
+        return to, source, size * rows, 1, 0, 0
+    return to, source, size, rows, to_step, from_step
+
+
 def _in_pieces(sessions: Sequence[Session], enter: Callable[[], None]) -> None:
     """Call `enter` for all time steps of some sessions, a piece at a time."""
     steps, unheard = sessions[0].steps, min(session.unheard for session in sessions)
@@ -229,13 +242,16 @@ def run_all(calls: Sequence[Generator[Session, None, Result]]) -> list[Result]:
 
     A call yields its session when that is ready, and goes on when it has run.
     """
-    sessions = [next(call) for call in calls]
+    run_sessions([next(call) for call in calls])
+    return [_result(call) for call in calls]
+
+
+def run_sessions(sessions: Sequence[Session]) -> None:
+    """Run one, or two side by side where there are threads for it."""
     if len(sessions) == 2:
         sessions[0].run_beside(sessions[1])
     else:
-        for session in sessions:
-            session.run()
-    return [_result(call) for call in calls]
+        sessions[0].run()
 
 
 def _result(call: Generator[Session, None, Result]) -> Result:

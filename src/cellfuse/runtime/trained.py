@@ -1,91 +1,206 @@
 """Whole sequences with gradients by one call of the kernel each way, with tables and memory made before.
 
-The sister of `whole`, for the same layers. All that is kept for the backward call stands in one tensor.
+The sister of `whole`, for the directions of one layer. All that a direction keeps for the backward call
+stands in one tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cellfuse.codegen.cpu.driver import OUT, OUTER, RIGHT
-from cellfuse.runtime.columns import INPUT
+from cellfuse.codegen.program import Place
+from cellfuse.runtime.columns import INPUT, Outer
 from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.fused import Fused
-from cellfuse.runtime.kernel_call import AT, SESSIONS, Session
+from cellfuse.runtime.kernel_call import AT, SESSIONS, Session, copied, copied_rows, run_sessions
 from cellfuse.runtime.private import is_batched
 from cellfuse.runtime.times import Times
-from cellfuse.runtime.whole import Whole, at_weights, parameter_copies
+from cellfuse.runtime.whole import at_weights, is_plain_layout, parameter_copies
 
 
 class Trained:
     """The calls for one size; `forward` is not for several threads at a time, `backward` is.
 
     Args:
-        direction: what is computed.
-        initial: the initial states where a call is given none, [1, B, width] each.
-        shapes: of the weights by name.
+        directions: what is computed.
+        times: of each direction.
+        initial: the initial states where a call is given none, [D, B, width] each.
+        shapes: of a direction's weights by name.
     """
 
     def __init__(
         self,
-        direction: Direction,
+        directions: Sequence[Direction],
         fused: Fused,
-        times: Times,
+        times: Sequence[Times],
         input_size: int,
         initial: Sequence[Tensor],
         shapes: dict[str, torch.Size],
     ) -> None:
-        self.direction, self.fused, self.times, self.dtype = direction, fused, times, fused.dtype
-        self.initial, self.input_size, self.shapes = list(initial), input_size, shapes
-        self.names = direction.names
-        self.rows = times.steps * times.batch
-        self.session = fused.new_session("forward", self.rows, input_size, times)
-        self._parameters = parameter_copies(fused, self.session, self.names)
-        strides, size = fused.layout.strides, fused.size
-        self._places: dict[str, int] = {}  # of the parts of what is kept, in numbers
-        total = 0
-        for k, width in enumerate(fused.widths):
-            self._places[f"slab.{k}"] = total
-            total += (times.steps + 1) * times.batch * width + 15 & -16
-        for name in ("products", "kept", "kept_numbers", "output"):
-            if strides.get(name):
-                self._places[name] = total
-                total += self.rows * strides[name] + 15 & -16
-        self.total = total
-        place, width = fused.program.output, fused.layout.width(fused.columns.shape(fused.program.output))
-        self._output_shape = (times.steps, times.batch, width)
-        self._output_at = (
-            self._places["output"]
-            if place.buffer != "after"
-            else (self._places[f"slab.{place.column}"] + times.batch * fused.widths[place.column])
-        )
-        self._uses = [
-            (self.names.index(use.name), use) for use in fused.columns.uses if use.name in self.names
-        ]
-        steps = [times.batch * width * size for width in fused.widths]
-        self._step_bytes = steps
-        self._like = torch.empty(0, dtype=fused.dtype, device="cpu")
-        # (weight, parts of the summed gradients) of those that are no product.
-        self._summed = [(name, _summed_parts(fused, name)) for name in self.names]
-        self._targets = {target[0] for _, _, _, target in fused.columns.native if target is not None}
+        self.directions, self.initial, self.names = directions, list(initial), directions[0].names
+        self._ways = [_Way(self, fused, each, input_size, len(times), shapes) for each in times]
+        way, count = self._ways[0], len(self.names)
+        self._like = way.like
+        self.output_shape = times[0].steps, times[0].batch, len(times) * way.output_units
+        self._output_bytes, self._state_bytes = way.output_units * fused.size, way.state_bytes
+        self.slices = [slice(k * count, (k + 1) * count) for k in range(len(times))]
 
     @staticmethod
-    def is_possible(fused: Fused, input_size: int, names: Sequence[str]) -> bool:
+    def is_possible(fused: Fused, names: Sequence[str]) -> bool:
         """Whether every gradient is a product of the driver's or a run of its sums."""
-        columns = fused.columns
-        if not Whole.is_possible(fused) or fused.by_head or fused.recompute or not fused.program.inputs:
+        if not is_plain_layout(fused) or fused.by_head or fused.recompute or not fused.program.inputs:
             return False
-        if input_size % fused.layout.lanes or fused.layout.strides["gradient_numbers"]:
+        if fused.layout.strides["gradient_numbers"]:
             return False
-        targets = [target for _, _, _, target in columns.native]
-        if None in targets:
-            return False
-        whole = {target[0] for target in targets if target is not None}
-        return all(name in whole or _summed_parts(fused, name) is not None for name in names)
+        return all(_pieces(fused, name) or _summed_parts(fused, name) for name in names)
+
+    @property
+    def bytes(self) -> int:
+        """Of working memory for the way forward."""
+        return sum(way.session.bytes for way in self._ways)
+
+    def run(
+        self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `Whole.run`, with gradients."""
+        output, *finals = _Sequence.apply(self, len(states), x, *states, *weights)
+        return output, finals
+
+    def forward(
+        self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """(output [T, B, D * width], final states [D, B, width], what each direction keeps)."""
+        # The output has memory of its own: what holds on to it shall not hold what is kept, too.
+        output, all_kept = self._like.new_empty(self.output_shape), []
+        finals = [torch.empty_like(state) for state in self.initial]
+        given = states or self.initial
+        for k, (way, part) in enumerate(zip(self._ways, self.slices, strict=True)):
+            kept = self._like.new_empty(way.total)
+            all_kept.append(kept)
+            start = output.data_ptr() + k * self._output_bytes
+            way.point_forward(x, self._at(given, k), weights[part], kept, start, self._at(finals, k))
+        run_sessions([way.session for way in self._ways])
+        return output, finals, all_kept
+
+    def _at(self, values: Sequence[Tensor | None], direction: int) -> list[int]:
+        """Where a direction's part of each state begins; 0 where there is none."""
+        pairs = zip(values, self._state_bytes, strict=True)
+        return [0 if value is None else value.data_ptr() + direction * size for value, size in pairs]
+
+    def backward(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        all_kept: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        needs_x: bool,
+        needs_states: Sequence[bool],
+        needs_weights: bool,
+    ) -> list[Tensor | None]:
+        """Gradients of x, of the states (None where not needed) and of the weights."""
+        dense = [None if value is None else value.contiguous() for value in gradients]
+        output_gradient = dense[0] if dense[0] is not None else self._like.new_zeros(self.output_shape)
+        states = [
+            torch.empty_like(value) if is_needed else None
+            for value, is_needed in zip(self.initial, needs_states, strict=True)
+        ]
+        sessions, dxs, found = [], [], []
+        for k, (way, part) in enumerate(zip(self._ways, self.slices, strict=True)):
+            dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
+            start = output_gradient.data_ptr() + k * self._output_bytes
+            of_states = self._at(dense[1:], k), self._at(states, k)
+            session, made = way.point_backward(
+                x, weights[part], all_kept[k], start, *of_states, dx, needs_weights
+            )
+            sessions.append(session)
+            dxs.append(dx)
+            found += made
+        run_sessions(sessions)
+        for session in sessions:
+            SESSIONS.give_back(session)
+        dx = dxs[0]
+        for other in dxs[1:]:
+            dx = None if dx is None or other is None else dx.add_(other)
+        return [dx, *states, *found]
+
+
+class _Way:
+    """One direction.
+
+    Attributes:
+        like: an empty tensor of the kernel's numbers.
+        total: numbers that are kept.
+        output_units: numbers of the output, for the user, for one time step and sequence.
+        state_bytes: of each state, for the user.
+    """
+
+    def __init__(
+        self,
+        made: Trained,
+        fused: Fused,
+        times: Times,
+        input_size: int,
+        directions: int,
+        shapes: dict[str, torch.Size],
+    ) -> None:
+        self.made, self.fused, self.times, self.shapes = made, fused, times, shapes
+        self.input_size, self.directions, self.names = input_size, directions, made.names
+        self.like = torch.empty(0, dtype=fused.dtype, device="cpu")
+        self.rows = times.steps * times.batch
+        columns, strides, size, batch = fused.columns, fused.layout.strides, fused.size, times.batch
+        units = [columns.units(shape) for shape in fused.shapes]
+        self.state_bytes = [batch * each * size for each in units]
+        # Of each state in bytes: of a row for the user, of a row, of a slab in memory.
+        self._lines = [
+            (each * size, width * size, batch * width * size)
+            for each, width in zip(units, fused.widths, strict=True)
+        ]
+        padded = [k for k, (line, wide, _) in enumerate(self._lines) if line != wide]
+        more = {f"padded.{k}": batch * fused.widths[k] for k in padded}
+        self.session = fused.new_session("forward", self.rows, input_size, times, share=directions, more=more)
+        self._padded = {k: self.session.address_of(f"padded.{k}") for k in padded}
+        self._parameters = parameter_copies(fused, self.session, self.names)
+        self._places: dict[str, int] = {}  # of the parts of what is kept, in bytes
+        total = 0
+        for k, width in enumerate(fused.widths):
+            self._places[f"slab.{k}"] = total * size
+            total += (times.steps + 1) * batch * width + 15 & -16
+        for name in ("products", "kept", "kept_numbers", "output"):
+            if strides.get(name):
+                self._places[name] = total * size
+                total += self.rows * strides[name] + 15 & -16
+        self.total = total
+        place = fused.program.output
+        shape = columns.shape(place)
+        self.output_units = columns.units(shape)
+        self._output_line, self._output_wide = self.output_units * size, fused.layout.width(shape) * size
+        self._output_at = self._places["output"] if place.buffer != "after" else self._after(place.column)
+        self._uses = [(self.names.index(use.name), use) for use in columns.uses if use.name in self.names]
+        self._outs = self._find_outs()
+        # (weight, runs of the summed gradients) of those that are no product.
+        made_whole = {piece.name for out in self._outs for piece in out.pieces}
+        self._summed = [(n, None if n in made_whole else _summed_parts(fused, n)) for n in self.names]
+
+    def _before(self, k: int) -> int:
+        """Where a state's slabs as the steps find them begin, by time, in what is kept."""
+        return self._places[f"slab.{k}"] + self._lines[k][2] * self.times.is_reverse
+
+    def _after(self, k: int) -> int:
+        """The same of the slabs as the steps leave them."""
+        return self._places[f"slab.{k}"] + self._lines[k][2] * (not self.times.is_reverse)
+
+    def _initial(self, k: int) -> int:
+        """Where a state's initial value stands."""
+        return self._before(k) + self._lines[k][2] * (self.times.steps - 1) * self.times.is_reverse
+
+    def _final(self, k: int) -> int:
+        return self._after(k) + self._lines[k][2] * (self.times.steps - 1) * (not self.times.is_reverse)
 
     def _point(self, session: Session, x: Tensor, weights: Sequence[Tensor], base: int) -> None:
         """Fill in addresses of the input, the weights and what is kept."""
@@ -93,167 +208,207 @@ class Trained:
         for k, use in self._uses:
             session.bind(use, weights[k])
         session.call[AT["x"]] = x.data_ptr()
-        size, places, table = self.fused.size, self._places, session.table
-        for k, step in enumerate(self._step_bytes):
-            first = base + places[f"slab.{k}"] * size
-            session.give_state(k, first + step, first, -1)
+        places, table = self._places, session.table
+        for k in range(len(self._lines)):
+            session.give_state(k, base + self._after(k), base + self._initial(k), -1)
         for name in ("products", "kept", "kept_numbers", "output"):
             if name in places:
-                table[session.slots[name]] = base + places[name] * size
-        session.call[AT["products"]] = base + places["products"] * size
+                table[session.slots[name]] = base + places[name]
+        session.call[AT["products"]] = base + places["products"]
         session.call[AT["products_whole"]] = 1
 
-    def forward(
-        self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """(output, final states, what is kept)."""
-        session, kept = self.session, self._like.new_empty(self.total)
-        base = kept.data_ptr()
-        self._point(session, x, weights, base)
-        before, after, finals = at_weights(self._parameters, weights), [], []
-        for k, (state, step) in enumerate(zip(states or self.initial, self._step_bytes, strict=True)):
-            first = base + self._places[f"slab.{k}"] * self.fused.size
-            before.append((first, state.data_ptr(), step))
-            final = torch.empty_like(self.initial[k])
-            after.append((final.data_ptr(), first + step * self.times.steps, step))
-            finals.append(final)
-        # The output has memory of its own: what holds on to it shall not hold what is kept, too.
-        output = self._like.new_empty(self._output_shape)
-        numbers = output.numel() * self.fused.size
-        after.append((output.data_ptr(), base + self._output_at * self.fused.size, numbers))
-        session.copy(before, after)
-        session.run()
-        return output, finals, kept
+    def point_forward(
+        self,
+        x: Tensor,
+        states: Sequence[int],
+        weights: Sequence[Tensor],
+        kept: Tensor,
+        output: int,
+        finals: Sequence[int],
+    ) -> None:
+        """Fill in the addresses of the way forward."""
+        base, batch = kept.data_ptr(), self.times.batch
+        self._point(self.session, x, weights, base)
+        before, after = at_weights(self._parameters, weights), []
+        for k, (line, wide, slab) in enumerate(self._lines):
+            source, to = self._padded.get(k, states[k]), base + self._initial(k)
+            if k in self._padded:
+                before.append(copied_rows(source, states[k], line, batch, wide, line))
+            before.append(copied(to, source, slab))
+            after.append(copied_rows(finals[k], base + self._final(k), line, batch, line, wide))
+        line, wide = self._output_line, self._output_wide
+        step = self.directions * line
+        after.append(copied_rows(output, base + self._output_at, line, self.rows, step, wide))
+        self.session.copy(before, after)
 
-    def backward(
+    def _backward_session(self, needs_x: bool) -> Session:
+        fused, size, shared = self.fused, self.fused.size, self.directions
+        key = (self, needs_x, torch.get_num_threads())
+        session = SESSIONS.take(key)
+        if session is not None:
+            return session
+        more = {"zeros": max(wide for _, wide, _ in self._lines) // size}
+        if shared > 1 or self._output_line != self._output_wide:
+            more["output_gradient"] = self.rows * self._output_wide // size
+        if needs_x and self._wide_input != self.input_size:
+            more["wide dx"] = self.rows * self._wide_input
+        for k, out in enumerate(self._outs):
+            if out.numbers:
+                more[f"out.{k}"] = out.numbers
+        session = fused.new_session("backward", self.rows, self.input_size, self.times, needs_x, shared, more)
+        session.memory_of("carry", fused.layout.strides["carry"] * self.times.batch).zero_()
+        session.key = key
+        return session
+
+    @property
+    def _wide_input(self) -> int:
+        lanes = self.fused.layout.lanes
+        return -(-self.input_size // lanes) * lanes
+
+    def point_backward(
         self,
         x: Tensor,
         weights: Sequence[Tensor],
         kept: Tensor,
-        gradients: Sequence[Tensor | None],
-        needs_x: bool,
-        needs_states: Sequence[bool],
+        output_gradient: int,
+        state_gradients: Sequence[int],
+        states: Sequence[int],
+        dx: Tensor | None,
         needs_weights: bool,
-    ) -> list[Tensor | None]:
-        """Gradients of x, of the states (None where not needed) and of the weights."""
-        fused, size = self.fused, self.fused.size
-        key = (self, needs_x, torch.get_num_threads())
-        session = SESSIONS.take(key)
-        if session is None:
-            session = fused.new_session("backward", self.rows, self.input_size, self.times, needs_x)
-            session.memory_of("zeros", max(self._step_bytes) // size).zero_()
-            session.key = key
-        session.set(outer_count=len(fused.columns.native) if needs_weights else 0)
-        self._point(session, x, weights, kept.data_ptr())
-        output_gradient = gradients[0]
-        if output_gradient is None:
-            output_gradient = self._like.new_zeros(self._output_shape)
-        output_gradient = output_gradient.contiguous()
-        session.give("output_gradient", output_gradient)
-        before, after, alive = self._carry(session, gradients[1:])
-        before += at_weights(parameter_copies(fused, session, self.names), weights)
-        dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
-        sums = session.address_of("sums")
-        session.set(sums=sums, dx=dx.data_ptr() if dx is not None else 0)
-        new_empty = self._like.new_empty
-        whole: dict[str, Tensor] = {}
-        for k, (outer, _, _, target) in enumerate(fused.columns.native if needs_weights else ()):
-            assert target is not None
-            name, first = target
-            made = whole.get(name)
-            if made is None:
-                made = whole[name] = new_empty(self.shapes[name])
-            at, width = k * len(OUTER), session.widths[k]
-            session.outers[at + OUT] = made.data_ptr() + first * width * size
-            if outer.right is INPUT:
+    ) -> tuple[Session, list[Tensor | None]]:
+        """A session for the way back with all addresses, and the weights' gradients it will write."""
+        fused, size, batch, base = self.fused, self.fused.size, self.times.batch, kept.data_ptr()
+        session = self._backward_session(dx is not None)
+        self._point(session, x, weights, base)
+        before, after = at_weights(parameter_copies(fused, session, self.names), weights), []
+        zeros, line, wide = session.address_of("zeros"), self._output_line, self._output_wide
+        if "output_gradient" in session.places:
+            to = session.address_of("output_gradient")
+            before.append(copied_rows(to, output_gradient, line, self.rows, wide, self.directions * line))
+        else:
+            session.table[session.slots["output_gradient"]] = output_gradient
+        carry, carry_step = session.address_of("carry"), fused.layout.strides["carry"] * size
+        session.table[session.slots["carry"]] = carry
+        for k, (line, wide, _) in enumerate(self._lines):
+            given = state_gradients[k]
+            source, step = (given, line) if given else (zeros, 0)
+            before.append(copied_rows(carry, source, line, batch, carry_step, step))
+            if states[k]:
+                after.append(copied_rows(states[k], carry, line, batch, line, carry_step))
+            carry += wide
+        sums, to_dx = session.address_of("sums"), dx.data_ptr() if dx is not None else 0
+        if "wide dx" in session.places:
+            source, line = session.address_of("wide dx"), self.input_size * size
+            after.append(copied_rows(to_dx, source, line, self.rows, line, self._wide_input * size))
+            to_dx = source
+        session.set(sums=sums, dx=to_dx, outer_count=len(self._outs) if needs_weights else 0)
+        if not needs_weights:
+            session.copy(before, after)
+            return session, [None] * len(self.names)
+        found = [self.like.new_empty(self.shapes[name]) for name in self.names]
+        at_name = {name: value.data_ptr() for name, value in zip(self.names, found, strict=True)}
+        for k, out in enumerate(self._outs):
+            at = k * len(OUTER)
+            target = session.address_of(f"out.{k}") if out.numbers else at_name[out.pieces[0].name]
+            session.outers[at + OUT] = target + (0 if out.numbers else out.pieces[0].to)
+            if out.right is INPUT:
                 session.outers[at + RIGHT] = x.data_ptr()
-            elif outer.right.buffer == "before":
-                session.outers[at + RIGHT] = (
-                    kept.data_ptr() + self._places[f"slab.{outer.right.column}"] * size
-                )
-        found: list[Tensor | None] = []
-        for name, parts in self._summed if needs_weights else ():
-            value = whole.get(name)
-            if value is None:
-                assert parts is not None
-                value = new_empty(self.shapes[name])
-                to = value.data_ptr()
-                for first, numbers in parts:
-                    after.append((to, sums + first * size, numbers * size))
-                    to += numbers * size
-            found.append(value)
-        states = self._state_gradients(session, needs_states, after)
+            elif out.right.buffer == "before":
+                session.outers[at + RIGHT] = base + self._before(out.right.column)
+            if out.numbers:
+                for p in out.pieces:
+                    to, source = at_name[p.name] + p.to, target + p.source
+                    after.append(copied_rows(to, source, p.line, p.rows, p.line, p.step))
+        for name, parts in self._summed:
+            to = at_name[name]
+            for first, units, count, step in parts or ():
+                after.append(copied_rows(to, sums + first, units, count, units, step))
+                to += units * count
         session.copy(before, after)
-        session.run()
-        states = [None if state is None else state() for state in states]
-        SESSIONS.give_back(session)
-        del alive
-        return [dx, *states, *(found or [None] * len(self.names))]
+        return session, found  # type: ignore[return-value]
 
-    def _carry(
-        self, session: Session, gradients: Sequence[Tensor | None]
-    ) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]], list[Tensor]]:
-        """Copies of the states' gradients to where the loop begins with them."""
-        at, before, alive = session.address_of("carry"), [], []
-        session.table[session.slots["carry"]] = at
-        is_dense = self.times.batch == 1 or len(gradients) == 1
-        if not is_dense and any(gradient is not None for gradient in gradients):
-            whole = torch.cat(
-                [
-                    self.initial[k].new_zeros(self.initial[k].shape) if gradient is None else gradient
-                    for k, gradient in enumerate(gradients)
-                ],
-                -1,
-            )
-            return [(at, whole.data_ptr(), sum(self._step_bytes))], [], [whole]
-        zeros = session.address_of("zeros")
-        for gradient, step in zip(gradients, self._step_bytes, strict=True):
-            source = zeros
-            if gradient is not None:
-                alive.append(gradient.contiguous())
-                source = alive[-1].data_ptr()
-            before.append((at, source, step))
-            at += step
-        return before, [], alive
-
-    def _state_gradients(
-        self, session: Session, needed: Sequence[bool], after: list[tuple[int, int, int]]
-    ) -> list[Any]:
-        """What gives each state's gradient after the run; None where it is not needed."""
-        found: list[Any] = []
-        size, batch, widths = self.fused.size, self.times.batch, self.fused.widths
-        at = 0
-        for k, is_needed in enumerate(needed):
-            if not is_needed:
-                found.append(None)
-            elif batch == 1 or len(widths) == 1:
-                value = torch.empty_like(self.initial[k])
-                after.append((value.data_ptr(), session.address_of("carry") + at * size, self._step_bytes[k]))
-                found.append(lambda value=value: value)
-            else:
-                carry = session.memory_of("carry", batch * sum(widths)).view(1, batch, -1)
-                part = carry.narrow(2, at, widths[k])
-                found.append(lambda part=part: part.clone(memory_format=torch.contiguous_format))
-            at += widths[k]
-        return found
+    def _find_outs(self) -> list[_Out]:
+        """Where each of the driver's products goes."""
+        fused, made = self.fused, []
+        pieces = [piece for name in self.names for piece in _pieces(fused, name) or ()]
+        for outer, low, high, _ in fused.columns.native:
+            is_input = outer.right is INPUT
+            width = self._wide_input if is_input else fused.layout.width(fused.columns.shape(outer.right))
+            units = self.input_size if is_input else fused.columns.units(fused.columns.shape(outer.right))
+            line, step = units * fused.size, width * fused.size
+            mine = [
+                _Placed(name, to * line, source * step, line, rows, step)
+                for each, name, to, source, rows in pieces
+                if each is outer
+            ]
+            is_direct = units == width and len(mine) == 1 and mine[0].rows == high - low
+            made.append(_Out(outer.right, tuple(mine), 0 if is_direct else (high - low) * width))
+        return made
 
 
-def _summed_parts(fused: Fused, name: str) -> list[tuple[int, int]] | None:
-    """(first number, numbers) of the sums that make a weight's gradient; None if it is made otherwise."""
-    offsets, parts = fused.layout.offsets["gradients"], []
-    for source, first, count in fused.columns.recipe(name):
+@dataclass(frozen=True)
+class _Placed:
+    """Rows of a product that are rows of a weight's gradient.
+
+    Attributes:
+        to: bytes behind the gradient's start.
+        source: bytes behind the product's start.
+        line: bytes of a row; step: between rows of the product.
+    """
+
+    name: str
+    to: int
+    source: int
+    line: int
+    rows: int
+    step: int
+
+
+@dataclass(frozen=True)
+class _Out:
+    """One of the driver's products.
+
+    Attributes:
+        right: its right values.
+        pieces: where its rows go.
+        numbers: of memory it needs first; 0 if it is written where it goes.
+    """
+
+    right: Place
+    pieces: tuple[_Placed, ...]
+    numbers: int
+
+
+def _pieces(fused: Fused, name: str) -> list[tuple[Outer, str, int, int, int]] | None:
+    """(product, weight, first row of the gradient, of the product, rows) of a weight's gradient that is made
+    of products alone; None of others."""
+    columns, found, to = fused.columns, [], 0
+    for source, first, rows in columns.recipe(name):
+        outer = columns.native_outers[0] if source == "weight_ih" else source
+        if not isinstance(outer, Outer) or outer.is_by_head:
+            return None
+        _, units, padded = columns.lengths(columns.shape(outer.left))
+        if units == padded:
+            found.append((outer, name, to, first, rows))
+        else:
+            found += [
+                (outer, name, to + k, (first + k) // units * padded, units) for k in range(0, rows, units)
+            ]
+        to += rows
+    return found
+
+
+def _summed_parts(fused: Fused, name: str) -> list[tuple[int, int, int, int]] | None:
+    """(first byte of the sums, bytes of a column, columns, step between columns) of the sums that make a
+    weight's gradient; None if it is made otherwise."""
+    columns, size, parts = fused.columns, fused.size, []
+    for source, first, count in columns.recipe(name):
         if source != "gradients":
             return None
-        parts.append((offsets[first], offsets[first + count] - offsets[first]))
+        shape = columns.shape(Place("gradients", first))
+        at, width = fused.layout.offset("gradients", first), fused.layout.width(shape)
+        parts.append((at * size, columns.units(shape) * size, count, width * size))
     return parts or None
-
-
-def run(
-    made: Trained, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    """(output [T, B, width], final states [1, B, width]) with gradients; no states: the initial ones."""
-    output, *finals = _Sequence.apply(made, len(states), x, *states, *weights)
-    return output, finals
 
 
 class _Sequence(torch.autograd.Function):
@@ -261,14 +416,15 @@ class _Sequence(torch.autograd.Function):
     def forward(ctx: Any, made: Trained, count: int, x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         output, finals, kept = made.forward(x, values[:count], values[count:])
         ctx.made, ctx.count = made, count
-        ctx.save_for_backward(x, *values, kept)
+        ctx.save_for_backward(x, *values, *kept)
         ctx.set_materialize_grads(False)
         return output, *finals
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         made, count = ctx.made, ctx.count
-        *values, kept = ctx.saved_tensors
+        saved, directions = ctx.saved_tensors, len(made.directions)
+        values, kept = saved[:-directions], saved[-directions:]
         needed = ctx.needs_input_grad[2:]
         is_special = torch.is_grad_enabled() or any(g is not None and is_batched(g) for g in gradients)
         if is_special:
@@ -277,9 +433,8 @@ class _Sequence(torch.autograd.Function):
         x, *weights = (value.contiguous() for value in (values[0], *values[1 + count :]))
         needs_states = needed[1 : 1 + count] if count else [False] * len(made.initial)
         needs_weights = any(needed[1 + count :])
-        dx, *rest = made.backward(
-            x, weights, kept.contiguous(), gradients, needed[0], needs_states, needs_weights
-        )
+        dense = [value.contiguous() for value in kept]
+        dx, *rest = made.backward(x, weights, dense, gradients, needed[0], needs_states, needs_weights)
         if not count:
             rest = rest[len(made.initial) :]
         return None, None, dx, *rest
@@ -289,11 +444,16 @@ def _differentiable(
     made: Trained, count: int, values: Sequence[Tensor], gradients: Sequence[Tensor | None]
 ) -> list[Tensor]:
     """The gradients by a formula that can be differentiated again."""
-    x, states, weights = values[0], values[1 : 1 + count], values[1 + count :]
-    initial = [state.squeeze(0) for state in (states or made.initial)]
-    shapes = [made._output_shape, *(state.shape for state in made.initial)]
+    x, states, weights = values[0], values[1 : 1 + count] or made.initial, values[1 + count :]
+    shapes = [made.output_shape, *(state.shape for state in made.initial)]
     full = [x.new_zeros(s) if g is None else g for g, s in zip(gradients, shapes, strict=True)]
-    full = [full[0], *(g.squeeze(0) for g in full[1:])]
-    found = made.direction.formula_gradients(full, (x, *initial, *weights), None)
-    states_found = [value.unsqueeze(0) for value in found[1 : 1 + len(initial)]]
-    return [found[0], *(states_found if count else ()), *found[1 + len(initial) :]]
+    outputs = full[0].chunk(len(made.directions), -1)
+    found = []
+    for k, (direction, part) in enumerate(zip(made.directions, made.slices, strict=True)):
+        given = outputs[k], *(gradient[k] for gradient in full[1:])
+        mine = x, *(state[k] for state in states), *weights[part]
+        found.append(direction.formula_gradients(given, mine, None))
+    first = 1 + len(states)
+    of_states = [torch.stack([each[k] for each in found]) for k in range(1, first)] if count else []
+    dx = sum((each[0] for each in found[1:]), found[0][0])
+    return [dx, *of_states, *(value for each in found for value in each[first:])]

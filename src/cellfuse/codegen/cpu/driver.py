@@ -24,7 +24,7 @@ CALL = (
     *("run", "pack"),  # functions of the cell's kernel
     *("table", "table_size", "tables"),  # its slots, their number, and memory for a copy per thread
     *("scratch_slot", "scratch_size"),  # which of them is working memory, numbers a thread
-    *("copies", "copies_before", "copies_after"),  # (to, from, bytes) ...; how many
+    *("copies", "copies_before", "copies_after"),  # of COPY each; how many
     # the input product
     "project",  # 0: there is none, or it stands in memory already
     *("x", "input_size", "weight", "panels"),
@@ -38,6 +38,8 @@ CALL = (
     *("rights", "lefts"),  # packed right operands; turned left ones, a block a thread
     "sums",  # of the gradients over all rows
 )
+# Rows copied from one place to another; the steps between rows in bytes.
+COPY = ("to", "from", "bytes", "rows", "to_step", "from_step")
 # A product of gradients with other values, summed over rows.
 OUTER = (
     *("left", "width"),  # columns of the gradients
@@ -260,9 +262,16 @@ class _Driver:
     def _copies(self, first: Int, last: Int) -> None:
         code, copies = self.code, self._slot("copies", "ptr")
         with code.loop(first, last) as copy:  # type: ignore[arg-type]
-            at = code.mul(copy.index, 3)
-            to, source = code.slot(copies, at, "ptr"), code.slot(copies, code.add(at, 1), "ptr")
-            self._copy(to, source, code.slot(copies, code.add(at, 2), "i64"))
+            at = code.mul(copy.index, len(COPY))
+            to, source = (code.slot(copies, code.add(at, k), "ptr") for k in range(2))
+            size, rows, to_step, from_step = (code.slot(copies, code.add(at, k), "i64") for k in range(2, 6))
+            with code.loop(0, rows) as row:  # type: ignore[arg-type]
+                shifts = code.mul(row.index, to_step), code.mul(row.index, from_step)
+                places = [
+                    code.let(f"getelementptr i8, ptr {base}, i64 {shift}")
+                    for base, shift in zip((to, source), shifts, strict=True)
+                ]
+                self._copy(places[0], places[1], size)
 
     def _chunk(self, first: Int, last: Int) -> None:
         code = self.code
