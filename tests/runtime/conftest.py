@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cellfuse.codegen.cuda.plan import H100
+from cellfuse.nn import quick
 from cellfuse.runtime import cuda, cuda_step
 from runtime.emulated import Emulated, Noted
 
@@ -19,6 +20,14 @@ def device(monkeypatch):
     monkeypatch.setattr(cuda_step, "TIER", "per step")
     yield
     cuda_step.clear()
+
+
+@pytest.fixture(params=["quick", "general"])
+def way(request, monkeypatch):
+    """The way of calls on the CPU: by what was made for these sizes before, or by what does every case."""
+    if request.param == "general":
+        monkeypatch.setattr(quick, "sequence", lambda *_: None)
+    return request.param
 
 
 @pytest.fixture

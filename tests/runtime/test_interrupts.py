@@ -96,13 +96,14 @@ def test_two_threads_are_interrupted_and_their_memory_stays_theirs(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)  # torch.mm shares its sums
 
 
-def test_pieces_of_a_loop_give_the_same_bits(monkeypatch):
+def test_pieces_of_a_loop_give_the_same_bits(monkeypatch, way):
     monkeypatch.setattr("cellfuse.runtime.fused.CHUNK", 1)
     monkeypatch.setattr("cellfuse.runtime.fused.ROWS", 10)
     for name in ("gru", "layer_norm_lstm", "slstm"):
         SESSIONS.clear()
         layer, x = cf.cells.find(name).layer(3, 20, bidirectional=True, backend="cpu"), torch.randn(23, 5, 3)
         output, _ = layer(x)
+        layer.__dict__.pop("_quick", None)
         want = [output, *torch.autograd.grad(output.sum(), list(layer.parameters()))]
         with monkeypatch.context() as patch:
             SESSIONS.clear()

@@ -13,7 +13,7 @@ from compare import OPTIONS
 
 FAST = ["gru_reset_before", "layer_norm_lstm", "lstm", "mingru", "projected_lstm", "slstm"]
 CELLS = [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in sorted(set(cf.cells.CELLS) - set(FAST)))]
-# (input size, hidden size, T, B): padded units, whole vectors (the quick ways of a layer), the smallest.
+# (input size, hidden size, T, B): padded units, whole vectors, the smallest.
 SIZES = [(7, 13, 9, 5), (16, 32, 9, 5)]
 MORE = [pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((1, 2, 1, 1), (3, 34, 2, 13))]
 
@@ -53,7 +53,7 @@ def kept_memory(layer):
     """What calls of a layer have kept for the next ones."""
     quick = layer.__dict__.get("_quick")
     free = [made for each in quick.free.values() for made in each or ()] if quick else []
-    return [*SESSIONS._free, *(made.session for made in free)]
+    return [*SESSIONS._free, *(session for made in free for each in made.layers for session in each.sessions)]
 
 
 def poison(layer):
@@ -85,7 +85,7 @@ def new_memory_is_nan():
 
 @pytest.mark.parametrize("sizes", [*SIZES, *MORE])
 @pytest.mark.parametrize("name", CELLS)
-def test_what_stood_in_memory_reaches_no_result(name, sizes, new_memory_is_nan):
+def test_what_stood_in_memory_reaches_no_result(name, sizes, new_memory_is_nan, way):
     inputs, hidden, T, B = sizes
     ragged = torch.randint(1, T + 1, (B,))
     ragged[0] = T

@@ -16,7 +16,7 @@ from cellfuse.runtime.private import openmp
 from compare import assert_same
 from runtime.test_poison import CELLS, all_of, layer_of, tuple_of
 
-# (input size, hidden size, T, B): the general way, and the quick ones of a layer.
+# (input size, hidden size, T, B): padded units and whole vectors.
 SIZES = [(7, 13, 9, 5), (16, 32, 20, 37)]
 
 
@@ -36,7 +36,7 @@ def threads(monkeypatch):
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("name", CELLS)
-def test_a_number_of_threads_always_gives_its_bits(name, sizes, threads):
+def test_a_number_of_threads_always_gives_its_bits(name, sizes, threads, way):
     compare_repeats(name, sizes, threads, 20)
 
 

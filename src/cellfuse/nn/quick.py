@@ -198,5 +198,5 @@ def _made(layer: Layer, x: Tensor, is_trained: bool) -> _Stack | Operator | None
                 made.append(Trained(each, fused, times, features, mine, shapes))
             else:
                 made.append(Whole(fused, times, features, mine, names))
-    is_small = sum(each.bytes for each in made) <= _LARGEST
+    is_small = sum(session.bytes for each in made for session in each.sessions) <= _LARGEST
     return _Stack(made, initial, case.dropout) if is_small else None

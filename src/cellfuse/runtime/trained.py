@@ -45,6 +45,7 @@ class Trained:
     ) -> None:
         self.directions, self.initial, self.names = directions, list(initial), directions[0].names
         self._ways = [_Way(self, fused, each, input_size, len(times), shapes) for each in times]
+        self.sessions = [way.session for way in self._ways]  # of the way forward
         way, count = self._ways[0], len(self.names)
         self._like = way.like
         self.output_shape = times[0].steps, times[0].batch, len(times) * way.output_units
@@ -59,11 +60,6 @@ class Trained:
         if fused.layout.strides["gradient_numbers"]:
             return False
         return all(_pieces(fused, name) or _summed_parts(fused, name) for name in names)
-
-    @property
-    def bytes(self) -> int:
-        """Of working memory for the way forward."""
-        return sum(way.session.bytes for way in self._ways)
 
     def run(
         self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
@@ -85,7 +81,7 @@ class Trained:
             all_kept.append(kept)
             start = output.data_ptr() + k * self._output_bytes
             way.point_forward(x, self._at(given, k), weights[part], kept, start, self._at(finals, k))
-        run_sessions([way.session for way in self._ways])
+        run_sessions(self.sessions)
         return output, finals, all_kept
 
     def _at(self, values: Sequence[Tensor | None], direction: int) -> list[int]:

@@ -73,11 +73,6 @@ class Whole:
         self._output_bytes = way.output_units * fused.size
         self._slices = [slice(k * count, (k + 1) * count) for k in range(len(times))]
 
-    @property
-    def bytes(self) -> int:
-        """Of working memory."""
-        return sum(session.bytes for session in self.sessions)
-
     def run(
         self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
