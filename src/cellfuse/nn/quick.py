@@ -27,8 +27,9 @@ from cellfuse.runtime.whole import Whole, is_plain_layout
 if TYPE_CHECKING:
     from cellfuse.nn.layer import Layer, State
 
-_MOST = 4  # sizes whose memory a layer keeps, of each kind
-_LARGEST = 1 << 24  # bytes of memory that a layer keeps for one size
+_MOST = 64  # sizes that a layer remembers, and for which it keeps memory
+_LARGEST = 1 << 24  # bytes of memory that a layer keeps
+_NEW: Any = object()
 
 
 class Quick:
@@ -43,21 +44,35 @@ class Quick:
             for k, block in enumerate(layer._blocks())
             for (name, full), slot in zip(block.names, block.slots, strict=True)
         ]
-        # By kind and sizes, those that no thread is using; None: such calls are not quick.
+        # By kind and sizes, those that no thread is using; None: such calls are not quick. The last used
+        # ones stand last.
         self.free: dict[Any, list[Any] | None] = {}
+        self._seen: dict[Any, None] = {}
 
-    def take(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What was made for a size, which must be given back; None if nothing can be made."""
-        free = self.free.get(key, ())
-        if free is None:
+    def take(self, key: Any, make: Callable[[], Any], *, is_made_at_once: bool = True) -> Any:
+        """What was made for a size, which must be given back; None if nothing can be made.
+
+        Unless it is made at once, nothing is made for a size that was not seen lately.
+        """
+        free = self.free.pop(key, _NEW)
+        if free is not _NEW:
+            self.free[key] = free
+            if free is None:
+                return None
+            with suppress(IndexError):  # another thread uses it
+                return free.pop()
+        elif not is_made_at_once and self._seen.pop(key, _NEW) is _NEW:
+            self._seen[key] = None
+            _drop_first(self._seen, len(self._seen) - _MOST)
             return None
-        if free:
-            with suppress(IndexError):  # another thread was quicker
-                return free.pop()  # type: ignore[union-attr]
-        if len(self.free) >= _MOST and key not in self.free:
-            self.free = {}
         made = make()
         self.free.setdefault(key, None if made is None else [])
+        held = [sum(each.bytes for each in kept or ()) for kept in list(self.free.values())]
+        total, drop = sum(held) + getattr(made, "bytes", 0), 0
+        while drop < len(held) - 1 and (total > _LARGEST or len(held) - drop > _MOST):
+            total -= held[drop]
+            drop += 1
+        _drop_first(self.free, drop)
         return made
 
     def give(self, key: Any, made: Any) -> None:
@@ -83,6 +98,11 @@ class Quick:
             if value.data_ptr() != bound[k][name]:
                 made.bind(k, name, value)
         return True
+
+
+def _drop_first(values: dict[Any, Any], count: int) -> None:
+    for key in list(values)[: max(count, 0)]:
+        values.pop(key, None)  # another thread may have been quicker
 
 
 def of(layer: Layer) -> Quick | None:
@@ -128,7 +148,7 @@ def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
     is_trained = torch.is_grad_enabled() and any(v.requires_grad for v in (x, *weights, *states))
     dropout = layer.dropout if layer.training else 0.0
     key = (is_trained, shape, dtype, torch.get_num_threads(), layer.backend, dropout)
-    made = quick.take(key, lambda: _made(layer, x, is_trained))
+    made = quick.take(key, lambda: _made(layer, x, is_trained), is_made_at_once=False)
     if made is None:
         return None
     if any(value.shape != wanted.shape for value, wanted in zip(states, made.initial, strict=False)):
@@ -152,6 +172,7 @@ class _Stack:
 
     def __init__(self, layers: Sequence[Whole | Trained], initial: Sequence[Tensor], dropout: float) -> None:
         self.layers, self.initial, self.dropout = layers, initial, dropout
+        self.bytes = sum(session.bytes for layer in layers for session in layer.sessions)
 
     def run(
         self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
@@ -198,5 +219,5 @@ def _made(layer: Layer, x: Tensor, is_trained: bool) -> _Stack | Operator | None
                 made.append(Trained(each, fused, times, features, mine, shapes))
             else:
                 made.append(Whole(fused, times, features, mine, names))
-    is_small = sum(session.bytes for each in made for session in each.sessions) <= _LARGEST
-    return _Stack(made, initial, case.dropout) if is_small else None
+    stack = _Stack(made, initial, case.dropout)
+    return stack if stack.bytes <= _LARGEST else None

@@ -64,14 +64,9 @@ class Step:
         batch = initial[0].shape[1] if is_batched else 1
         self.kernel, layout, size = fused.step_kernel(), fused.layout, fused.size
         slots, program, columns = layout.step_slots, layout.program, fused.columns
-        units = {
-            shape: (layout.groups(shape[0]) * layout.units(shape[0]) if shape else 1)
-            for shape in fused.shapes
-        }
         self.dtype, self.batch = fused.dtype, batch
-        self.widths = [units[shape] for shape in fused.shapes]
-        output = columns.shape(program.output)
-        self.output_width = layout.groups(output[0]) * layout.units(output[0])
+        self.widths = [columns.units(shape) for shape in fused.shapes]
+        self.output_width = columns.units(columns.shape(program.output))
         sizes = {name: layout.strides[name] * batch for name in ("products", "infer_temp", "infer_numbers")}
         sizes |= {name: layout.strides[name] for name in ("parameters", "constants")}
         sizes["bias"], sizes["scratch"] = layout.strides["products"], self.kernel.scratch
@@ -86,6 +81,7 @@ class Step:
             places[name] = total
             total += (number * size + 63 & -64) // size
         self.memory = torch.zeros(total + 16, dtype=self.dtype, device="cpu")
+        self.bytes = total * size
         base = self.memory.data_ptr() + 63 & -64
         at = {name: base + place * size for name, place in places.items()}
         self.tables = [(ctypes.c_int64 * len(slots))() for _ in range(count)]
