@@ -369,26 +369,48 @@ def sizes_of(layer):
 
 def test_auto_leaves_few_steps_of_many_units_to_torch():
     for layer, backend in ((cf.GRU(32, 256), "aten"), (cf.LSTM(32, 256), "cpu"), (cf.GRU(32, 16), "cpu")):
-        x = torch.randn(1, 3, 32)
+        x = torch.randn(2, 3, 32)
         assert choice.choose(layer._case(x, layer.initial_states(3, x))) == backend
         x = torch.randn(9, 3, 32)
         assert choice.choose(layer._case(x, layer.initial_states(3, x))) == "cpu"
 
 
-def test_auto_leaves_little_work_to_torch_where_a_call_of_ours_is_not_quick():
+def test_auto_leaves_few_time_steps_to_torch():
     def chosen(layer, *shape):
         x = torch.randn(shape)
         return choice.choose(layer._case(x, layer.initial_states(shape[1], x)))
 
-    assert chosen(cf.RNN(16, 32), 2, 1, 16) == "cpu"  # one call of the kernel
-    for layer in (cf.RNN(16, 32, 2), cf.RNN(16, 32, bidirectional=True), cf.RNN(16, 30), cf.RNN(15, 32)):
-        assert chosen(layer, 2, 1, layer.input_size) == "aten"
-        assert chosen(layer, 20, 1, layer.input_size) == "cpu"
+    for layer in (cf.RNN(16, 32, 2), cf.RNN(16, 32, bidirectional=True), cf.RNN(15, 30)):
+        assert [chosen(layer, T, 3, layer.input_size) for T in (1, 2, 3)] == ["aten", "aten", "cpu"]
+    assert [chosen(cf.GRU(16, 32), T, 3, 16) for T in (1, 2)] == ["aten", "cpu"]
+    assert [chosen(cf.GRU(16, 256), T, 1, 16) for T in (4, 5)] == ["aten", "cpu"]
     with torch.no_grad():
-        assert chosen(cf.RNN(15, 32), 2, 1, 15) == "cpu"
-    assert chosen(cf.LSTM(15, 32), 20, 1, 15) == "aten"
-    assert chosen(cf.LSTM(15, 32), 20, 64, 15) == "cpu"
+        assert [chosen(cf.RNN(15, 30), T, 1, 15) for T in (1, 2)] == ["aten", "cpu"]
+        assert chosen(cf.GRU(16, 32), 1, 3, 16) == "cpu"
+        assert chosen(cf.GRU(16, 100), 1, 3, 16) == "aten"
+    assert chosen(cf.LSTM(15, 32), 1, 1, 15) == "cpu"
     assert chosen(cf.cells.mgu.layer(15, 30), 1, 1, 15) == "cpu"
+
+
+def test_a_size_is_quick_when_it_is_seen_again_and_the_last_ones_stay():
+    layer = cf.GRU(3, 5, num_layers=2, bidirectional=True, backend="cpu")
+    with torch.no_grad():
+        for T in (3, 4, 3):
+            layer(torch.randn(T, 2, 3))
+        assert [key[1][0] for key in layer._quick.free] == [3]
+        for T in [*range(10, 80), *range(10, 80)]:
+            layer(torch.randn(T, 2, 3))
+        assert len(layer._quick.free) == 1  # seventy sizes in turn: none of them lately
+        for T in range(10, 80):
+            layer(torch.randn(T, 2, 3))
+            layer(torch.randn(T, 2, 3))
+        assert [key[1][0] for key in layer._quick.free] == list(range(16, 80))
+        for T in (4000, 5000, 6000):
+            for _ in range(2):
+                layer(torch.randn(T, 40, 3))
+    held = [made.bytes for kept in layer._quick.free.values() for made in kept or ()]
+    assert 0 < len(held) < 64
+    assert sum(held) <= 1 << 24
 
 
 @pytest.mark.parametrize(
@@ -396,9 +418,14 @@ def test_auto_leaves_little_work_to_torch_where_a_call_of_ours_is_not_quick():
 )
 @pytest.mark.parametrize("name", THREE)
 def test_torchs_operator_is_called_the_quick_way_and_gives_torchs_bits(name, options, monkeypatch):
-    ours, theirs = getattr(cf, name)(5, 7, **options), getattr(torch.nn, name)(5, 7, **options)
+    ours, theirs = (
+        getattr(cf, name)(5, 7, backend="aten", **options),
+        getattr(torch.nn, name)(5, 7, **options),
+    )
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 3, 5)
+    for is_trained in (True, False):
+        ours.train(is_trained)(x)
     monkeypatch.setattr(choice, "run", None)  # the general way
     for is_trained in (True, False):
         for layer in (ours, theirs):
