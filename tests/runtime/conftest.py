@@ -6,6 +6,8 @@ import torch
 from cellfuse.codegen.cuda.plan import H100
 from cellfuse.nn import quick
 from cellfuse.runtime import cuda, cuda_step
+from cellfuse.runtime.kernel_call import SESSIONS
+from cellfuse.runtime.private import openmp
 from runtime.emulated import Emulated, Noted
 
 
@@ -28,6 +30,19 @@ def way(request, monkeypatch):
     if request.param == "general":
         monkeypatch.setattr(quick, "sequence", lambda *_: None)
     return request.param
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """A function that sets their number; they share anything, however little, and chunks have few rows."""
+    if openmp() is None:
+        pytest.skip("torch has no OpenMP library that can be called")
+    for name, value in (("_WORTH", 1), ("_WORTH_MEETING", 1), ("CHUNK", 1 << 10), ("ROWS", 20)):
+        monkeypatch.setattr(f"cellfuse.runtime.fused.{name}", value)
+    SESSIONS.clear()
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
+    SESSIONS.clear()
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import warnings
 
 import pytest
 import torch
-from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import cellfuse as cf
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.codegen.cpu.target import host
 from cellfuse.runtime import choice, cpu, library
 from cellfuse.runtime.kernel_call import SESSIONS, _drivers
-from cellfuse.runtime.private import OpenMP, openmp
+from cellfuse.runtime.private import OpenMP
 from compare import OPTIONS, assert_as_accurate, assert_same
 
 THREE = ["RNN", "GRU", "LSTM"]
@@ -105,15 +105,23 @@ def test_backward_may_run_twice_and_gradients_have_memory_of_their_own():
     assert len(pointers) == len(first)
 
 
-def test_an_output_that_was_changed_is_noticed_or_was_not_needed(way):
-    layer, x = cf.LSTM(3, 16, backend="cpu"), torch.randn(5, 2, 3)
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True}])
+def test_an_output_may_be_changed_like_torchs(options):
+    layer, x = cf.LSTM(3, 16, backend="cpu", **options), torch.randn(5, 2, 3)
     want = torch.autograd.grad(layer(x)[0].sum(), layer.weight_hh_l0)
-    output, _ = layer(x)
+    for _ in range(2):
+        output, _ = layer(x)
+        loss = output.sum()
+        output.detach().add_(1)
+        assert torch.equal(torch.autograd.grad(loss, layer.weight_hh_l0)[0], want[0])
+
+
+def test_a_change_of_what_is_needed_is_noticed():
+    layer = cf.LSTM(3, 16, backend="cpu", recompute=True)
+    output, _ = layer(torch.randn(5, 2, 3))
     loss = output.sum()
     output.detach().add_(1)
-    if way == "quick":
-        assert torch.equal(torch.autograd.grad(loss, layer.weight_hh_l0)[0], want[0])
-        return
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -236,23 +244,35 @@ def test_the_backend_is_in_the_table():
 
 
 @pytest.fixture
-def three_threads(monkeypatch):
-    """Three threads for anything, however short, and chunks of few rows."""
-    if openmp() is None:
-        pytest.skip("torch has no OpenMP library that can be called")
-    monkeypatch.setattr("cellfuse.runtime.fused._WORTH", 1)
-    monkeypatch.setattr("cellfuse.runtime.fused.CHUNK", 1 << 10)
-    monkeypatch.setattr("cellfuse.runtime.fused.ROWS", 20)
-    SESSIONS.clear()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(1)
-    SESSIONS.clear()
+def three_threads(threads):
+    """Three threads for anything."""
+    threads(3)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize(
+    "name", ["gru_reset_before", "indrnn", "lstm", "peephole_lstm", "projected_lstm", "slstm"]
+)
+def test_threads_share_the_units_of_few_sequences(name, count, threads):
+    ours, eager = pair(name, 3, 72)
+    for lengths in ([9], [9, 9, 4, 1]):
+        x = pack_padded_sequence(torch.randn(9, len(lengths), 3, dtype=torch.float64), lengths)
+        given = x if len(lengths) > 1 else pad_packed_sequence(x)[0]
+        want, first = results(eager, given), []
+        threads(count)
+        for _ in range(10):
+            got = results(ours, given)
+            for value, other in zip(got, want, strict=True):
+                assert_same(value, other, tolerance=1e-10)
+            assert all(map(torch.equal, got, first or got))
+            first = first or got
+        threads(1)
+        assert all(map(torch.equal, results(ours, given)[:2], first[:2]))  # the same sums
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("sizes", [(3, 10, True), (16, 32, False)])
 @pytest.mark.parametrize("batch", [37, 3])
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", ["gru", "layer_norm_lstm", "slstm", "peephole_lstm"])
 def test_threads_share_the_work(name, batch, sizes, three_threads):
     ours, eager = pair(name, *sizes[:2], num_layers=1, bidirectional=sizes[2])
@@ -266,17 +286,17 @@ def test_threads_share_the_work(name, batch, sizes, three_threads):
         assert_same(ours(x)[0], got[0])
 
 
-@pytest.mark.parametrize("threads", [2, 3, 4, 5])
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", ["gru", "layer_norm_lstm", "slstm"])
-def test_both_directions_run_side_by_side(name, threads, three_threads, monkeypatch):
-    torch.set_num_threads(threads)
+def test_both_directions_run_side_by_side(name, count, threads, monkeypatch):
+    threads(count)
     ours, eager = pair(name, 3, 10, num_layers=2, bidirectional=True)
     entered, run = [], OpenMP.run
 
-    def counted(self, function, call, count):
-        entered.append((function, count))
-        run(self, function, call, count)
+    def counted(self, function, call, number):
+        entered.append((function, number))
+        run(self, function, call, number)
 
     monkeypatch.setattr(OpenMP, "run", counted)
     ours(torch.randn(1, 1, 3, dtype=torch.float64))
@@ -297,7 +317,7 @@ def test_both_directions_run_side_by_side(name, threads, three_threads, monkeypa
                         scale = max(1.0, other.abs().max().item())  # layer norm's gradients are large
                         assert_same(value / scale, other / scale, tolerance=1e-11)
         assert {function for function, _ in entered} == both
-        assert {count for _, count in entered} == {2 * (threads // 2)}
+        assert {number for _, number in entered} == {2 * (count // 2)}
 
 
 FEWER = """
@@ -503,6 +523,7 @@ def test_the_quick_way_leaves_odd_states_to_the_general_one():
     torch.testing.assert_close(learned.grad, want)
 
 
+@pytest.mark.usefixtures("way")
 def test_an_output_does_not_hold_what_is_kept_for_backward():
     layer, x = cf.LSTM(16, 32), torch.randn(50, 3, 16)
     output, _ = layer(x)

@@ -12,26 +12,11 @@ import torch
 
 import cellfuse as cf
 from cellfuse.runtime.kernel_call import SESSIONS
-from cellfuse.runtime.private import openmp
 from compare import assert_same
 from runtime.test_poison import CELLS, all_of, layer_of, tuple_of
 
 # (input size, hidden size, T, B): padded units and whole vectors.
 SIZES = [(7, 13, 9, 5), (16, 32, 20, 37)]
-
-
-@pytest.fixture
-def threads(monkeypatch):
-    """A function that sets their number, for anything, however short."""
-    if openmp() is None:
-        pytest.skip("torch has no OpenMP library that can be called")
-    monkeypatch.setattr("cellfuse.runtime.fused._WORTH", 1)
-    monkeypatch.setattr("cellfuse.runtime.fused.CHUNK", 1 << 10)
-    monkeypatch.setattr("cellfuse.runtime.fused.ROWS", 20)
-    SESSIONS.clear()
-    yield torch.set_num_threads
-    torch.set_num_threads(1)
-    SESSIONS.clear()
 
 
 @pytest.mark.parametrize("sizes", SIZES)

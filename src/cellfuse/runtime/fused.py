@@ -39,6 +39,9 @@ _LONGEST = 1 << 32  # multiplications, 0.06 s of them: Ctrl-C is heard between c
 # Multiplications, about 10 us of them, from which on another thread is worth starting.
 _WORTH = 1 << 20
 
+# Multiplications of a time step from which on threads share its units, and meet a few times.
+_WORTH_MEETING = 50_000
+
 _NOTHING: Mapping[str, int] = {}
 
 
@@ -199,10 +202,13 @@ class Fused:
             if outer.right not in seen:
                 seen[outer.right] = at
                 at += widths[k]
+        shares_batch = threads == 1 or batch >= 8 * threads
+        is_worth_meeting = loop in emitted.shareable and batch * emitted.weights[loop] >= _WORTH_MEETING
         session.set(
             batch=batch,
             is_reverse=times.is_reverse,
-            shares_batch=threads == 1 or batch >= 8 * threads,
+            shares_batch=shares_batch,
+            shares_units=not shares_batch and is_worth_meeting,
             run=kernel.run_address[loop],
             pack=kernel.pack_address[loop],
             scratch_size=emitted.scratch,
@@ -347,7 +353,13 @@ class Fused:
             output = buffers["output"]
             output = output if is_packed else output.view(steps, batch, -1)
         output = columns.gather(output, columns.shape(place)).contiguous()
-        return output, finals, Kept(slabs, buffers) if keep else None
+        if not keep:
+            return output, finals, None
+        if share == 1 and not self.recompute:
+            # Memory of its own, as `trained` gives it: what holds on to it, or changes it, shall not hold or
+            # change what is kept. Of two directions the outputs are joined, which does the same.
+            output = output.clone()
+        return output, finals, Kept(slabs, buffers)
 
     def _states_of_rows(self, slab: Tensor, times: Times, which: str) -> Tensor:
         """The states before or after each time step: [T, B, width], or [N, width] if packed."""

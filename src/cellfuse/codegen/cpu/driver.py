@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from cellfuse.codegen.cpu import large, products
+from cellfuse.codegen.cpu.layout import NUMBERS
 from cellfuse.codegen.cpu.target import Target
 from cellfuse.codegen.cpu.text import Code, Int, Module
 
@@ -19,7 +20,8 @@ CALL = (
     "starts",  # T + 1 numbers: row of each time step
     "is_begin",  # whether matrices are to be packed and `copies` before the loop done
     "is_end",  # whether `copies` after the loop are to be done
-    "shares_batch",  # whether threads share the sequences; else the first one runs the loop alone
+    "shares_batch",  # whether threads share the sequences; else the first one runs the loop alone,
+    "shares_units",  # unless they share the units
     "arrived",  # threads counted at the meeting points; 0 at the start
     *("run", "pack"),  # functions of the cell's kernel
     *("table", "table_size", "tables"),  # its slots, their number, and memory for a copy per thread
@@ -50,6 +52,7 @@ OUTER = (
 )
 RIGHT, OUT = OUTER.index("right"), OUTER.index("out")
 _AT = {name: slot for slot, name in enumerate(CALL)}
+_NUMBER = {name: slot for slot, name in enumerate(NUMBERS)}  # in the kernel's table
 
 
 def emit_driver(bits: int, target: Target) -> str:
@@ -206,11 +209,15 @@ class _Driver:
         self._set(slot, code.at(scratch, code.mul("%thread", self._slot("scratch_size"))), "ptr")
         batch = self._slot("batch")
         first, last = self._share(batch)
-        shares = self._is("shares_batch")
-        is_first = code.let("icmp eq i64 %thread, 0")
-        alone = code.let(f"select i1 {is_first}, i64 {batch}, i64 0")
-        self._set(2, code.let(f"select i1 {shares}, i64 {first}, i64 0"))
-        self._set(3, code.let(f"select i1 {shares}, i64 {last}, i64 {alone}"))
+        shares, shares_units = self._is("shares_batch"), self._is("shares_units")
+        has_all = code.let(f"or i1 {code.let('icmp eq i64 %thread, 0')}, {shares_units}")
+        alone = code.let(f"select i1 {has_all}, i64 {batch}, i64 0")
+        self._set(_NUMBER["first_row"], code.let(f"select i1 {shares}, i64 {first}, i64 0"))
+        self._set(_NUMBER["last_row"], code.let(f"select i1 {shares}, i64 {last}, i64 {alone}"))
+        self._set(_NUMBER["thread"], code.let(f"select i1 {shares_units}, i64 %thread, i64 0"))
+        self._set(_NUMBER["threads"], code.let(f"select i1 {shares_units}, i64 %count, i64 1"))
+        for name, pointer in (("meet", "@meet"), ("arrived", self.arrived), ("rounds", self.rounds)):
+            self._set(_NUMBER[name], pointer, "ptr")
 
     def _begin(self) -> None:
         """Matrices are packed: the last thread packs the loop's, all share the input's."""
@@ -280,8 +287,8 @@ class _Driver:
         end_step = code.let(f"select i1 {self.is_reverse}, i64 {code.sub(steps, first)}, i64 {last}")
         begin, end = code.slot(self.starts, begin_step, "i64"), code.slot(self.starts, end_step, "i64")
         rows = code.sub(end, begin)
-        self._set(0, str(first))
-        self._set(1, str(last))
+        self._set(_NUMBER["first"], str(first))
+        self._set(_NUMBER["last"], str(last))
         products = self._base("products", begin)
         with code.where(self.is_project):
             self._project(begin, rows, products)

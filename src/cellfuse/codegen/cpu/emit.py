@@ -28,6 +28,7 @@ class Emitted:
         weights: numbers in the packed matrices of each loop.
         scratch: numbers of working memory.
         gathered: numbers for each row of sums over units that are being made.
+        shareable: the loops whose units threads can share.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Emitted:
     weights: dict[str, int]
     scratch: int
     gathered: int
+    shareable: frozenset[str]
 
 
 def emit(layout: Layout, loops: tuple[str, ...] = LOOPS) -> Emitted:
@@ -50,7 +52,8 @@ def emit(layout: Layout, loops: tuple[str, ...] = LOOPS) -> Emitted:
         loop.emit()
     scratch, gathered = (max(getattr(loop, n) for loop in made) for n in ("scratch", "gathered"))
     zeros = f"@zeros = internal constant [{16 * layout.lanes} x {module.number}] zeroinitializer, align 64\n"
-    return Emitted(zeros + str(module), is_far, weights, scratch, gathered * layout.lanes)
+    shareable = frozenset(loop.name for loop in made if loop.is_shareable)
+    return Emitted(zeros + str(module), is_far, weights, scratch, gathered * layout.lanes, shareable)
 
 
 class LoopText:
@@ -77,6 +80,11 @@ class LoopText:
                 for expr in each.reductions:
                     self.sum_columns[expr] = len(self.sum_columns)
         self.gathered = len(self.sum_columns)
+        # What is made of all units of a row together is not for several threads.
+        self.is_shareable = not self.sum_columns and not any(
+            stage.scans or stage.numbers or stage.stores for stage in self.loop.stages
+        )
+        self.threads = ""  # that share the units, in a loop of which threads may
 
     def emit(self) -> None:
         """The function run_<name>(slots)."""
@@ -93,6 +101,8 @@ class LoopText:
         names = ("first", "last", "origin", "direction", "first_row", "last_row")
         number = {n: code.slot("%slots", slots[n], "i64") for n in names}
         self.first_row, self.limit = number["first_row"], number["last_row"]
+        if self.is_shareable:
+            self._find_share()
         self.batch = code.slot("%slots", slots["batch"], "i64")
         self.states = []
         for column in range(len(self.layout.program.buffers["states"].columns)):
@@ -109,6 +119,21 @@ class LoopText:
             time = code.add(number["origin"], code.mul(step, number["direction"]))
             self._step(step, str(time), str(code.sub(time, number["direction"])))
         code.define(f"run_{self.name}", ("ptr %slots",), "")
+
+    def _find_share(self) -> None:
+        code, slots = self.code, self.layout.slots
+        self.thread, threads = (code.slot("%slots", slots[n], "i64") for n in ("thread", "threads"))
+        self.is_shared = code.let(f"icmp sgt i64 {threads}, 1")
+        self.threads = code.let(f"select i1 {self.is_shared}, i64 {threads}, i64 1")
+        self.meeting = [code.slot("%slots", slots[n], "ptr") for n in ("meet", "arrived", "rounds")]
+        blocks = {self._blocks(each)[0] for stage in self.loop.stages for each in stage.maps}
+        self.shares = {
+            count: [
+                code.let(f"udiv i64 {code.mul(code.add(self.thread, k), count)}, {self.threads}")
+                for k in range(2)
+            ]
+            for count in sorted(blocks)
+        }
 
     def _step(self, step: str, time: str, time_before: str) -> None:
         code = self.code
@@ -176,6 +201,17 @@ class LoopText:
                     code.store_number(code.first(values.number(expr)), self._row(place, row.index))
         for each in stage.maps:
             self._map(each)
+        if self.threads:
+            with code.where(self.is_shared):
+                meet, arrived, rounds = self.meeting
+                code.do(f"call void {meet}(ptr {arrived}, ptr {rounds}, i64 {self.threads})")
+
+    def _blocks(self, each: Map) -> tuple[int, int]:
+        """How many blocks of columns the work on an axis has, and the vectors of one."""
+        layout, tilings = self.layout, self.tilings[id(each)]
+        per_group = layout.vectors(each.axis)
+        vectors = tilings[0].vectors if tilings else per_group
+        return layout.groups(each.axis) * (per_group // vectors), vectors
 
     def _sum_address(self, expr: Expr, row: str) -> str:
         code = self.code
@@ -220,19 +256,17 @@ class LoopText:
             group.next = unit.results
 
     def _map(self, each: Map) -> None:
-        code, layout = self.code, self.layout
-        tilings = self.tilings[id(each)]
+        code, tilings = self.code, self.tilings[id(each)]
         for expr in each.reductions:
             start = code.constant(-math.inf if expr.op == "amax" else 0.0)
             with code.loop(self.first_row, self.last_row) as row:
                 code.store(start, self._sum_address(expr, row.index))
-        per_group = layout.vectors(each.axis)
-        vectors = tilings[0].vectors if tilings else per_group
         scratch_step = sum(t.width for t in tilings) * code.lanes
-        blocks = layout.groups(each.axis) * (per_group // vectors)
-        with code.loop(0, blocks) as counter:
+        blocks, vectors = self._blocks(each)
+        first, last = self.shares[blocks] if self.threads else (0, blocks)
+        with code.loop(first, last) as counter:
             # Back and forth: the matrices' last part is still in the first-level cache.
-            back = code.sub(blocks - 1, counter.index)
+            back = code.sub(code.sub(code.add(first, last), 1), counter.index)
             block = code.let(f"select i1 {self.is_odd}, i64 {back}, i64 {counter.index}")
             with code.loop(self.first_row, self.last_row, ROWS) as piece:
                 rows = code.smaller(code.sub(self.last_row, piece.index), ROWS)

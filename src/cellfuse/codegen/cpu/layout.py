@@ -24,6 +24,10 @@ NUMBERS = (
     "direction",  # 1, or -1 in the reverse direction
     "batch",  # rows of a slab
     "starts",  # pointer to T + 1 numbers: row of each time step in buffers of rows "time"
+    # Threads that share the units instead, of which this is one; they meet after each stage.
+    "thread",
+    "threads",  # 0 or 1: this one has all units
+    *("meet", "arrived", "rounds"),  # the driver's function and its arguments
 )
 
 OF_USER = ("matrix", "diagonal", "bias", "parameter")  # roles of the leaves that are parts of weights
