@@ -260,6 +260,8 @@ class Gpu:
         name, operands = func.__name__, _tensors((args, kwargs))
         ours = [value for value in operands if isinstance(value, OnDevice)]
         places = {value.place for value in ours}
+        if name == "_has_compatible_shallow_copy_type":  # of Module.to, which moves from one to the other
+            return False
         if len(places) > 1:
             raise Violation(f"{name} of tensors on {sorted(map(str, places))}")
         kind = KINDS[places.pop().index] if places else None
@@ -276,7 +278,7 @@ class Gpu:
                 self.forbid("an index on the host, which is copied from there,")
         elif name in ("copy_", "to", "type_as", "cuda"):
             args, kwargs, kind = self._moved(name, args, kwargs, kind)
-        elif ours and name not in ("backward", "grad") and not name.endswith("__"):
+        elif ours and name not in ("backward", "grad") and not name.startswith("_"):
             if any(value.dim() and not isinstance(value, OnDevice) for value in operands):
                 raise Violation(f"{name} of tensors on the host and on a device")
         if name != "to" and kwargs.get("device") is not None:
@@ -293,6 +295,8 @@ class Gpu:
         if kind is None or not made:
             return result
         with torch._C.DisableTorchFunction():
+            if name == "_pack_padded_sequence":  # (data, lengths on the host)
+                return self._marked(result[0], kind), result[1]
             result = tree_map(lambda v: self._marked(v, kind), result)
             if name == "to" and not ours and self.takes_uploads_for_users:
                 self.user.update(map(_memory, _tensors(result)))
@@ -312,12 +316,13 @@ class Gpu:
             if name == "type_as" or not wanted:
                 return args, kwargs, kind
             place = wanted[0].device if isinstance(wanted[0], torch.Tensor) else torch.device(wanted[0])
-            args = tuple(v for v in args if v is args[0] or v is not wanted[0])
+            rest = (v for v in args[1:] if v is not wanted[0] and isinstance(v, torch.dtype))
+            args = args[0], *rest  # not whether it may be late: nothing is here
             kwargs = {k: v for k, v in kwargs.items() if v is not wanted[0]}
             is_from, is_to = isinstance(args[0], OnDevice), place.type == "cuda"
-            if is_from != is_to:
-                kwargs["copy"] = True
             index = place.index if place.index is not None else self.device
+            if is_from != is_to or (is_to and args[0].place.index != index):
+                kwargs["copy"] = True
             kind = KINDS[index] if is_to else None
         if is_from and not is_to:
             self.forbid(f"{name}, a copy from the device to the host,")
@@ -450,6 +455,7 @@ class Gpu:
         )
         for name, made in vars(names).items():
             monkeypatch.setattr(torch.cuda, name, made)
+        monkeypatch.setattr(torch.backends.cudnn, "is_acceptable", lambda value: False)
         monkeypatch.setattr(cuda, "_why_no_device", lambda index: "")
         plain = lambda value: torch.Tensor if isinstance(value, OnDevice) else type(value)  # noqa: E731
         monkeypatch.setattr(cuda, "type", plain, raising=False)  # ours stand for plain ones
