@@ -8,7 +8,7 @@ that traps takes the process with it: the script starts itself again behind that
 the commit, the device, the driver and the versions. Exit status: 1 if a check failed, 2 without a GPU.
 
 One long file, because it is carried to machines that have nothing but torch; `gpu_figures` beside it measures
-the model's rows.
+the model's rows, `gpu_ahead` compiles.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +36,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
+import gpu_ahead
 import gpu_figures
 
 import cellfuse as cf
 from cellfuse.codegen.cpu.layout import Sizes
-from cellfuse.codegen.cuda.compile import compile
 from cellfuse.codegen.cuda.persistent import Persistent
 from cellfuse.codegen.cuda.plan import microseconds
 from cellfuse.codegen.cuda.step import step_functions
@@ -527,38 +525,23 @@ def _smi() -> str:
     return done.stdout.splitlines()[0] if done.stdout else ""
 
 
-def texts_of(case: Case) -> list[str]:
-    """The kernels' texts that a case needs."""
-    cell = cf.cells.find(case.cell)
-    extra = options(cell, case.H)
+def wanted_of(case: Case) -> gpu_ahead.Wanted:
+    """What its kernels depend on."""
+    extra = options(cf.cells.find(case.cell), case.H)
     sizes = Sizes(case.H, extra.get("proj_size", 0), extra.get("num_heads", 1))
-    tf32 = case.precision == "tf32"
-    want = cuda_step.Wanted(cell, True, sizes, case.dtype, case.B, tf32, case.tier, case.D)
-    device = torch.device(DEVICE, 0)
-    around = cuda_step.per_step(cell, True, sizes, case.dtype, device)
-    spread = cuda_step.plan(want, device).spread
-    return [one.kernel().text for _, one in spread] or [around.pointwise.kernel.text]
+    return gpu_ahead.Wanted(case.cell, sizes, case.dtype, case.precision, case.B, case.D, case.tier)
 
 
-class Ahead:
-    """Compiles kernels in other processes; what is not ready is compiled when it is needed."""
-
-    def __init__(self, texts: list[str], workers: int) -> None:
-        self.pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-        arch = cuda_step.launcher_of(torch.device(DEVICE, 0)).arch
-        self.wanted: list[Future] = [self.pool.submit(compile, text, arch) for text in dict.fromkeys(texts)]
-
-    def wait(self, seconds: float) -> str:
-        """Give it so long at most; says how far it came."""
-        done, late = wait(self.wanted, max(0.0, seconds))
-        failed = [str(one.exception())[:200] for one in done if one.exception() is not None]
-        return f"{len(done)} of {len(done) + len(late)} kernels compiled ahead" + "".join(
-            f"; one failed: {failed[0]}" for _ in failed[:1]
-        )
-
-    def end(self) -> None:
-        """Start no other."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
+def ahead_of(jobs: list[Job]) -> gpu_ahead.Ahead:
+    """Begin to compile for the jobs, on most of the processors."""
+    device = cuda_step.device_of(torch.device(DEVICE, 0))
+    arch = cuda_step.launcher_of(torch.device(DEVICE, 0)).arch
+    wanted = [wanted_of(job.case) for job in jobs if job.case]
+    texts = gpu_figures.texts(False, device.processors) if any(job.kind == "figure" for job in jobs) else []
+    figures = [gpu_ahead.Wanted(texts=(text,)) for text in texts]
+    first = sum(job.kind == "check" for job in jobs[:80])
+    workers = max(1, (os.cpu_count() or 2) - 2)
+    return gpu_ahead.Ahead([*wanted[:first], *figures, *wanted[first:]], device, arch, workers)
 
 
 @dataclass(frozen=True)
@@ -663,9 +646,7 @@ def main(arguments: list[str] | None = None, *, is_short: bool = False) -> int:
 
     wanted, ratios, ahead = jobs(args, is_short), {}, None
     if not is_short:
-        texts = [text for job in wanted[args.begin :] if job.case for text in texts_of(job.case)]
-        texts += gpu_figures.texts(is_short, cuda_step.device_of(torch.device(DEVICE, 0)).processors)
-        ahead = Ahead(texts, max(1, (os.cpu_count() or 2) - 2))
+        ahead = ahead_of(wanted[args.begin :])
     for number, job in enumerate(wanted[args.begin :], args.begin):
         if time.time() > end:
             left_out[job.kind] += 1

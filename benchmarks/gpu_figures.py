@@ -85,8 +85,12 @@ DEV void multiply_tiles(float* out, int count) {
   for (int c = 0; c < CHAINS; c++) total += sums[c][0];
   out[threadIdx.x] = total;
 }
-KERNEL void __launch_bounds__(256, 1) repeat_mma(float* out, int count) { multiply_tiles<4>(out, count); }
-KERNEL void __launch_bounds__(256, 1) repeat_mma_latency(float* out, int count) { multiply_tiles<1>(out, count); }
+KERNEL void __launch_bounds__(256, 1) repeat_mma(float* out, int count) {
+  multiply_tiles<4>(out, count);
+}
+KERNEL void __launch_bounds__(256, 1) repeat_mma_latency(float* out, int count) {
+  multiply_tiles<1>(out, count);
+}
 """
 _DEVICE = Path(persistent.__file__).with_name("device.cuh")
 _ENTRIES = tuple(f"repeat_{what}" for what in ("fma", "sync", "shared", "mma", "mma_latency"))
@@ -221,8 +225,9 @@ class Figures:
                 self.clock(lambda: self.launcher.launch(kernel, entry, (1, 1, 1), given)) for _ in range(5)
             )
 
-        run(self.count)
-        return max(run(2 * self.count) - run(self.count), 1e-12) / self.count * 1e6
+        count = 10 * self.count
+        run(count)
+        return max(run(2 * count) - run(count), 1e-12) / count * 1e6
 
     def _fit(self, rows: list[str], given: list[Loop]) -> dict[str, float]:
         """The rows that explain the time of these loops best, with all other rows as they are."""

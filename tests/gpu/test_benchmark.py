@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,33 +231,53 @@ def test_no_part_of_the_integration_is_untested(on_gpu):
 # compiling ahead
 
 
+CASES = (
+    ("lstm", 24, 3, "fp32", 2, "one CTA"),
+    ("gru", 32, 8, "bf16", 2, "cluster", 2),
+    ("mgu", 8, 2, "fp32", 2),
+    ("rnn", 24, 3, "fp64", 2, "per step"),
+    ("slstm", 16, 2, "tf32", 2),
+)
+
+
 @pytest.mark.skipif(bool(NO_NVRTC), reason=NO_NVRTC)
 def test_kernels_are_compiled_ahead(script, monkeypatch):
-    cases = [script.Case("lstm", 24, 3, "fp32", 2, "one CTA"), script.Case("mgu", 8, 2, "fp32", 2)]
-    texts = [text for case in cases for text in script.texts_of(case)]
-    assert len(texts) == 4
-    ahead = script.Ahead(texts, 1)
+    """What a check of the case launches is in the cache by then."""
+    cases = [script.Case(*given) for given in CASES]
+    monkeypatch.setattr(script.os, "cpu_count", lambda: 3)
+    ahead = script.ahead_of([script.Job("check", {}, None, case) for case in cases])
     try:
         said = ahead.wait(200)
     finally:
         ahead.end()
-    assert said == "4 of 4 kernels compiled ahead"
+    assert "cases" in said
+    assert "for 5 of 5" in said
 
     def compile_now(*given):
         raise AssertionError("it was not compiled ahead")
 
+    class Compiling(Emulated):
+        def launch(self, kernel, entry, grid, arguments, shared_bytes=None):
+            assert compiling.compile(kernel.text, self.arch).code
+            super().launch(kernel, entry, grid, arguments, shared_bytes)
+
+        def fits(self, kernel, entry, blocks):
+            return bool(compiling.compile(kernel.text, self.arch).code)
+
     monkeypatch.setattr(compiling, "_compile", compile_now)
-    for text in texts:
-        assert compiling.compile(text, "sm_90").code
+    monkeypatch.setattr(cuda_step, "launcher_of", lambda device: Compiling())
+    for case in cases:
+        assert not script.check(case)["wrong"]
 
 
 @pytest.mark.skipif(bool(NO_NVRTC), reason=NO_NVRTC)
 def test_what_fails_or_is_late_while_compiling_ahead_is_said(script):
-    ahead = script.Ahead(["no kernel"], 1)
+    wanted = [script.gpu_ahead.Wanted(texts=("no kernel",))]
+    ahead = script.gpu_ahead.Ahead(wanted, cuda_step.device_of(None), "sm_90", 1)
     try:
-        assert "; one failed: NVRTC does not take this text" in ahead.wait(200)
-        ahead.wanted.append(script.Future())
-        assert ahead.wait(0).startswith("1 of 2 ")
+        assert "0 of 1 cases; 1 failed: NVRTC does not take this text" in ahead.wait(200)
+        ahead.made.append(Future())
+        assert "0 of 2 cases" in ahead.wait(0)
     finally:
         ahead.end()
 

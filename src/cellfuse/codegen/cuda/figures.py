@@ -55,7 +55,7 @@ FIGURES = {
             f"32 banks of 4 bytes a cycle: {_GUIDE}, Shared Memory",
         ),
         Figure(
-            "mma", 6.5, "cycles", "between two mma.sync of one scheduler: m16n8k16, or m16n8k8 in TF32", "assumed",
+            "mma", 6.5, "cycles", "between two mma.sync of a scheduler: m16n8k16, or m16n8k8 TF32", "assumed",
             f"4 at the chip's peak; mma.sync reaches about 62% of it: {_HOPPER}, tensor cores",
         ),
         Figure(
@@ -84,7 +84,7 @@ FIGURES = {
         ),
         # What the CTAs of a cluster do.
         Figure(
-            "cluster_latency", 230, "cycles", "a message to an SM of the cluster, until it is seen", "assumed",
+            "cluster_latency", 230, "cycles", "a message to an SM of the cluster, until seen", "assumed",
             f"180 for the network between SMs ({_HOPPER}); 50 for st.async and the wait on an mbarrier",
         ),
         Figure(
