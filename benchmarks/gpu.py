@@ -1,12 +1,14 @@
 """One call that checks and measures the CUDA kernels: python benchmarks/gpu.py --json FILE
 
-First correctness: every tier against float64, twice with the same bits, a soak of 2000 steps, streams and
-CUDA graphs. Then what the model of the kernels' time needs: a time step by each exchange. Then the table
-against torch.nn (cuDNN), interleaved, and cells that torch lacks. It starts no case when the time is up and
-says how many were left out; the most telling come first. Every line of JSON has the commit, the device, the
-driver and the versions. Exit status: 1 if a check failed, 2 without a GPU.
+Correctness is every tier and both directions against float64, twice with the same bits; CUDA graphs, streams
+and devices; a soak of 2000 steps. Then the rows of the model of the kernels' time, assumed against measured,
+and the table against torch.nn (cuDNN), interleaved, with cells that torch lacks. The most telling of each
+come first, see `jobs`. No case starts when the time is up, and a line names each that was left out. A kernel
+that traps takes the process with it: the script starts itself again behind that case. Every line of JSON has
+the commit, the device, the driver and the versions. Exit status: 1 if a check failed, 2 without a GPU.
 
-One long file, because it is carried to machines that have nothing but torch.
+One long file, because it is carried to machines that have nothing but torch; `gpu_figures` beside it measures
+the model's rows, `gpu_ahead` compiles.
 """
 
 from __future__ import annotations
@@ -14,30 +16,36 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
+import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+import gpu_ahead
+import gpu_figures
 
 import cellfuse as cf
 from cellfuse.codegen.cpu.layout import Sizes
-from cellfuse.codegen.cuda.compile import compile
 from cellfuse.codegen.cuda.persistent import Persistent
 from cellfuse.codegen.cuda.plan import microseconds
 from cellfuse.codegen.cuda.step import step_functions
 from cellfuse.codegen.lower import lower
+from cellfuse.errors import BackendError
 from cellfuse.origin import commit
 from cellfuse.runtime import cuda_driver, cuda_step
 
@@ -52,7 +60,7 @@ DEVICE = "cuda"
 
 @dataclass(frozen=True)
 class Case:
-    """One layer at one size: T time steps, B sequences, H units and input features."""
+    """One layer at one size: T time steps, B sequences, D directions, H units and input features."""
 
     cell: str
     H: int
@@ -60,6 +68,7 @@ class Case:
     precision: str
     T: int = 512
     tier: str = ""
+    D: int = 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,7 +77,7 @@ class Case:
 
     def facts(self) -> dict[str, Any]:
         """For a line of JSON."""
-        return {k: getattr(self, k) for k in ("cell", "H", "B", "T", "precision")}
+        return {k: getattr(self, k) for k in ("cell", "H", "B", "T", "D", "precision")}
 
 
 @contextmanager
@@ -94,7 +103,8 @@ def make(case: Case, backend: str, **more: Any) -> Any:
     """A layer of the case."""
     torch.manual_seed(0)
     cell = cf.cells.find(case.cell)
-    layer = cell.layer(case.H, case.H, backend=backend, dtype=torch.float64, **options(cell, case.H), **more)
+    more |= {"bidirectional": case.D == 2, **options(cell, case.H)}
+    layer = cell.layer(case.H, case.H, backend=backend, dtype=torch.float64, **more)
     return layer.to(DEVICE, case.dtype)
 
 
@@ -104,14 +114,21 @@ def draw(case: Case) -> Tensor:
     return torch.randn(case.T, case.B, case.H, generator=generator).to(DEVICE, case.dtype)
 
 
-def results(layer: Any, x: Tensor) -> list[Tensor]:
-    """Output, final states, and gradients of the input and of every parameter."""
-    x = x.detach().clone().requires_grad_()
-    output, states = layer(x)
+def wave(like: Tensor) -> Tensor:
+    """Numbers between -1 and 1, all different, made on the device: a capture takes nothing from the host."""
+    return torch.arange(like.numel(), dtype=torch.float64, device=like.device).cos().view(like.shape)
+
+
+def results(layer: Any, x: Any) -> list[Tensor]:
+    """Output, final states, and gradients of the input and of every parameter; x may be packed."""
+    is_packed = isinstance(x, PackedSequence)
+    leaf = (x.data if is_packed else x).detach().clone().requires_grad_()
+    output, states = layer(PackedSequence(leaf, *x[1:]) if is_packed else leaf)
+    output = output.data if is_packed else output
     values = [output, *(states if isinstance(states, tuple) else (states,))]
-    generator = torch.Generator().manual_seed(2)
-    grads = [torch.randn(v.shape, generator=generator).to(v.device, v.dtype) for v in values]
-    return [*values, *torch.autograd.grad(values, [x, *layer.parameters()], grads)]
+    loss = sum((value.double() * wave(value)).sum() for value in values)
+    grads = torch.autograd.grad(loss, [leaf, *layer.parameters()])
+    return [*(value.detach() for value in values), *grads]
 
 
 def distance(got: list[Tensor], want: list[Tensor]) -> float:
@@ -127,26 +144,42 @@ def distance(got: list[Tensor], want: list[Tensor]) -> float:
 # correctness
 
 
-def check_cases(is_short: bool) -> Iterator[Case]:
-    """Every tier, small and at the sizes it is for; the long run last."""
+SIZES = {"one CTA": (24, 3), "cluster": (64, 9), "grid": (128, 5), "per step": (40, 3)}
+
+
+def first_cases(is_short: bool) -> Iterator[Case]:
+    """How the tensor cores' operands lie, without which nothing else is right; then every tier, alone and in
+    both directions."""
     T = 2 if is_short else 48
-    for precision in PRECISIONS[1:]:  # how the tensor cores' operands lie: nothing else is right without
+    for precision in PRECISIONS[1:]:
         yield Case("rnn", 32, 8, precision, 2, "one CTA")
+    for tier, (H, B) in SIZES.items():
+        H = 24 if is_short and H < 128 else H
+        yield Case("lstm", H, B, "bf16", T, tier)
+        yield Case("lstm", H, B, "fp32", T, tier)
+        yield Case("rnn" if is_short else "gru", H, B, "fp32" if is_short else "tf32", T, tier, 2)
+
+
+def soak_cases(is_short: bool, steps: int) -> Iterator[Case]:
+    """Long runs, in each tier."""
+    for tier, H in (("one CTA", 64), ("cluster", 256), ("grid", 512), ("per step", 256)):
+        precision = "fp32" if tier == "per step" else "bf16"
+        yield Case("lstm", 24 if is_short else H, 2 if is_short else 16, precision, steps, tier)
+
+
+def more_cases() -> Iterator[Case]:
+    """Every tier at the sizes it is for, every precision, every cell."""
+    for tier, H, B in (("cluster", 256, 16), ("grid", 768, 16), ("cluster", 512, 40)):
+        for D in (1, 2):
+            yield Case("lstm", H, B, "bf16", 48, tier, D)
+            yield Case("gru", H, B, "bf16", 48, tier, D)
     for cell in ("lstm", "gru", "rnn", "slstm", "peephole_lstm"):
         for precision in PRECISIONS:
-            for tier, H, B in (("one CTA", 24, 3), ("cluster", 64, 9), ("grid", 128, 5), ("per step", 40, 3)):
-                if not is_short or (cell == "lstm" and precision in ("fp32", "bf16")):
-                    yield Case(cell, 24 if is_short and H < 128 else H, B, precision, T, tier)
-    if is_short:
-        return
-    for tier, H, B in (("cluster", 256, 16), ("grid", 768, 16), ("cluster", 512, 40)):
-        yield Case("lstm", H, B, "bf16", T, tier)
-        yield Case("gru", H, B, "bf16", T, tier)
+            for tier, (H, B) in SIZES.items():
+                yield Case(cell, H, B, precision, 48, tier)
     for cell in sorted(cf.cells.CELLS):
         yield Case(cell, 48, 5, "fp64", 16, "per step")
-        yield Case(cell, 48, 5, "fp32", 16)
-    for tier, H in (("one CTA", 64), ("cluster", 256), ("grid", 512), ("per step", 256)):
-        yield Case("lstm", H, 16, "fp32" if tier == "per step" else "bf16", 2000, tier)
+        yield Case(cell, 48, 5, "fp32", 16, "", 2)
 
 
 def check(case: Case) -> dict[str, Any]:
@@ -166,53 +199,125 @@ def check(case: Case) -> dict[str, Any]:
     return {**case.facts(), "tier": case.tier, "plan": plan, "error": error, "wrong": wrong}
 
 
-def integration() -> Iterator[dict[str, Any]]:
-    """CUDA graphs, streams, packed sequences, torch.compile; each with what is wrong or nothing."""
-    case = Case("lstm", 128, 8, "bf16", 64)
+def _lstm(tier: str, precision: str = "fp32", H: int = 64) -> Case:
+    return Case("lstm", 128 if tier == "grid" else H, 4, precision, 8, tier, 2)
+
+
+def _packed(x: Tensor) -> PackedSequence:
+    return pack_padded_sequence(x, [8, 6, 6, 1])
+
+
+def _differ(got: list[Tensor], want: list[Tensor], close: float = 1e-4) -> str:
+    far = distance(got, want)
+    return "" if far <= close else f"differs by {far:.1e}"
+
+
+def _streams(tier: str) -> str:
+    case = _lstm(tier)
+    with switches(case.precision, tier):
+        layer, x = make(case, "cuda"), draw(case)
+        want = results(layer, x)
+        streams = [torch.cuda.Stream() for _ in range(4)]
+        torch.cuda.synchronize()
+        made = []
+        for stream in streams * 3:
+            with torch.cuda.stream(stream):
+                made.append(results(layer, x))
+        torch.cuda.synchronize()
+    return next(filter(None, (_differ(one, want) for one in made)), "")
+
+
+def _user_graph(tier: str, is_packed: bool, is_warm: bool = True) -> str:
+    """A training step in a user's CUDA graph, replayed on other values."""
+    # Without a call before, its kernels are loaded while the capture is on: so no other test has its size.
+    case = _lstm(tier, H=64 if is_warm else 72)
+    with switches(case.precision, tier):
+        layer, x = make(case, "cuda"), draw(case)
+        fixed = _packed(x) if is_packed else x.clone()
+        if is_warm:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                results(layer, fixed)
+            torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            made = results(layer, fixed)
+        (fixed.data if is_packed else fixed).mul_(0.5)
+        graph.replay()
+        torch.cuda.synchronize()
+        return _differ(made, results(layer, fixed))
+
+
+def _own_graphs(tier: str) -> str:
+    """Calls of one shape, of which the layer replays all but the first, give what the formula gives."""
+    case = _lstm(tier, "fp64")
+    with switches(case.precision, tier):
+        layer, exact, x = make(case, "cuda"), make(case, "eager"), draw(case)
+        exact.load_state_dict(layer.state_dict())
+        for k in range(4):
+            wrong = _differ(results(layer, x * (k + 1)), results(exact, x * (k + 1)), 1e-9)
+            if wrong:
+                return f"call {k + 1} {wrong}"
+    return ""
+
+
+def _packed_input(name: str) -> str:
+    case = Case(name, 64, 4, "fp32", 8, "", 2)
+    with switches(case.precision):
+        ours, eager, x = make(case, "cuda"), make(case, "eager"), draw(case)
+        eager.load_state_dict(ours.state_dict())
+        return _differ(results(ours, _packed(x)), results(eager, _packed(x)))
+
+
+def _compiled(name: str) -> str:
+    """As an operator in torch.compile's graph; no compiler of C or Triton is needed for that."""
+    case = Case(name, 64, 4, "fp32", 8, "", 2)
+    with switches(case.precision):
+        one, x = make(case, "cuda"), draw(case)
+        compiled = torch.compile(one, fullgraph=True, backend="aot_eager")
+        return _differ(results(compiled, x), results(one, x))
+
+
+def _reset_in_a_graph() -> str:
+    case = _lstm("one CTA")
     layer, x = make(case, "cuda"), draw(case)
-    with torch.no_grad():
-        want = layer(x)[0]
-        yield {"what": "streams", "wrong": _streams(layer, x, want)}
-        for tier in ("", "per step"):
-            with switches(case.precision, tier):
-                yield {"what": f"cuda graph {tier}", "wrong": _graph(layer, x)}
-    for name in ("lstm", "layer_norm_lstm"):
-        one = make(Case(name, 64, 4, "fp32", 8), "cuda", bidirectional=True)
-        y = draw(Case(name, 64, 4, "fp32", 8))
-        same = distance(results(torch.compile(one, fullgraph=True), y), results(one, y))
-        yield {"what": f"torch.compile {name}", "wrong": "" if same < 1e-5 else f"differs by {same:.1e}"}
-        packed = torch.nn.utils.rnn.pack_padded_sequence(y, [8, 6, 6, 1])
-        eager = make(Case(name, 64, 4, "fp32", 8), "eager", bidirectional=True)
-        a, b = one(packed)[0].data, eager(packed)[0].data
-        same = distance([a], [b])
-        yield {"what": f"packed {name}", "wrong": "" if same < 1e-2 else f"differs by {same:.1e}"}
+    reset = torch.zeros(case.T, case.B, dtype=torch.bool, device=DEVICE)
+    try:
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            layer(x, reset=reset)
+    except BackendError:
+        return ""
+    return "reset= in a capture raised no BackendError"
 
 
-def _streams(layer: Any, x: Tensor, want: Tensor) -> str:
-    streams = [torch.cuda.Stream() for _ in range(4)]
-    torch.cuda.synchronize()
-    made = []
-    for stream in streams * 4:
-        with torch.cuda.stream(stream):
-            made.append(layer(x)[0])
-    torch.cuda.synchronize()
-    return "" if all(torch.equal(one, want) for one in made) else "results differ between streams"
+def _other_device() -> str:
+    case = _lstm("")
+    with switches(case.precision):
+        layer, x = make(case, "cuda"), draw(case)
+        want = results(layer, x)
+        return _differ(results(layer.to("cuda:1"), x.to("cuda:1")), [v.to("cuda:1") for v in want])
 
 
-def _graph(layer: Any, x: Tensor) -> str:
-    want, fixed = layer(x * 0.5)[0], x.clone()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        layer(fixed)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = layer(fixed)[0]
-    fixed.copy_(x * 0.5)
-    graph.replay()
-    torch.cuda.synchronize()
-    return "" if torch.equal(output, want) else "a replayed graph gives something else"
+def integration() -> dict[str, Callable[[], str]]:
+    """What surrounds the kernels, by name: each says what is wrong or nothing."""
+    found: dict[str, Callable[[], str]] = {}
+    for tier in TIERS:
+        found[f"streams, {tier}"] = lambda tier=tier: _streams(tier)
+        for is_packed in (False, True):
+            name = f"a user's CUDA graph, {tier}{', packed' * is_packed}"
+            found[name] = lambda tier=tier, is_packed=is_packed: _user_graph(tier, is_packed)
+        found[f"a user's CUDA graph without a call before, {tier}"] = lambda tier=tier: _user_graph(
+            tier, False, False
+        )
+    found["CUDA graphs of our own, per step"] = lambda: _own_graphs("per step")
+    found["resets in a CUDA graph"] = _reset_in_a_graph
+    for cell in ("lstm", "layer_norm_lstm"):
+        found[f"packed, {cell}"] = lambda cell=cell: _packed_input(cell)
+        found[f"torch.compile, {cell}"] = lambda cell=cell: _compiled(cell)
+    if DEVICE == "cuda" and torch.cuda.device_count() > 1:
+        found["the second device"] = _other_device
+    return found
 
 
 # what the model needs
@@ -252,13 +357,15 @@ def exchanges(exchange: str, ctas: int, steps: int) -> Iterator[dict[str, Any]]:
 
 def _loop_time(one: Persistent, kernel: Any, launcher: Any, steps: int, batch: int) -> float:
     """Microseconds a step of one loop, the best of five."""
-    H = one.units * one.heads
-    sizes = {"products": steps * batch * H, "output_gradient": steps * batch * H, "weights": H * H}
-    sizes |= {f"state_{k}": steps * batch * H for k in range(one.constants["STATES"])}
-    sizes |= {"gradients": steps * batch * len(one.step.written) * H}
-    sizes |= dict.fromkeys(("initial", "final", "final_gradient", "initial_gradient"), batch * H)
-    sizes |= {"totals": max(1, len(one.step.accumulated)) * batch * H}
-    sizes |= {"kept": steps * batch * H * max(1, one.constants["KEPT_COLUMNS"])}
+    H, numbers = one.units * one.heads, one.constants
+    row, rows = batch * H, steps * batch * H
+    states, kept = numbers["STATES"], max(1, numbers["KEPT_COLUMNS"])
+    sizes = {"products": rows * max(1, numbers["PRODUCTS"]), "output_gradient": rows, "output": rows}
+    sizes |= {f"state_{k}": rows for k in range(states)} | {"kept": rows * kept}
+    sizes |= {"gradients": rows * max(1, len(one.step.written)), "weights": numbers["MATRICES"] * H * H + 1}
+    sizes |= dict.fromkeys(("initial", "final", "final_gradient", "initial_gradient"), states * row)
+    sizes |= {"totals": max(1, len(one.step.accumulated)) * row, "constants": numbers["CONSTANTS"] + 1}
+    sizes |= {"parameters": numbers["PARAMETERS"] * H + 1}
     tensors = {name: torch.rand(size, device=DEVICE) * 0.1 for name, size in sizes.items()}
     exchange = torch.empty(max(1, one.exchange_words(steps, batch)), dtype=torch.int32, device=DEVICE)
     counters = torch.empty(max(1, one.counters(batch)), dtype=torch.int32, device=DEVICE)
@@ -273,6 +380,34 @@ def _loop_time(one: Persistent, kernel: Any, launcher: Any, steps: int, batch: i
         run = lambda: launcher.launch(kernel, kernel.entries[0], one.grid(batch), arguments)  # noqa: E731
         taken.append(clock(run))
     return min(taken[1:]) / steps * 1e6
+
+
+def _figures(is_short: bool) -> Iterator[dict[str, Any]]:
+    """The rows of the model, assumed against measured; then the same as a table for people."""
+    place = torch.device(DEVICE, 0)
+    launcher, device = cuda_step.launcher_of(place), cuda_step.device_of(place)
+
+    def loop_time(one: Persistent, steps: int, batch: int) -> float:
+        return _loop_time(one, one.kernel(), launcher, steps, batch)
+
+    count = 2 if is_short else 2000
+    found = gpu_figures.Figures(
+        launcher, device, place, clock, loop_time, lambda: _per_step(is_short), count, is_short
+    )
+    found.measure()
+    lines = list(found.lines())
+    print(gpu_figures.table(lines))
+    yield from lines
+
+
+def _per_step(is_short: bool) -> tuple[float, float]:
+    """Microseconds of a time step forward and backward, step by step, in graphs of our own."""
+    case = Case("lstm", 24 if is_short else 256, 16, "bf16", 2 if is_short else 256, "per step")
+    with switches(case.precision, case.tier):
+        runs = passes(make(case, "cuda"), draw(case))
+        taken = {name: min([clock(run) for _ in range(8)][3:]) for name, run in runs.items()}
+    forward, both = (taken[name] / case.T * 1e6 for name in ("forward", "forward+backward"))
+    return forward, max(both - forward, 1e-9)
 
 
 # time
@@ -295,12 +430,17 @@ def clock(run: Callable[[], Any]) -> float:
 def table_cases(is_short: bool) -> list[Case]:
     """The most telling first: B = 16, then the others; TF32 and bf16 before the rest."""
     if is_short:
-        return [Case("lstm", 8, 2, "bf16", 2), Case("mgu", 8, 2, "fp32", 2)]
+        return [
+            Case("lstm", 8, 2, "bf16", 2),
+            Case("lstm", 8, 2, "fp32", 2, D=2),
+            Case("mgu", 8, 2, "fp32", 2),
+        ]
     sizes, found = (64, 128, 160, 192, 256, 512, 768, 1024), []
     for batches, precisions in (((16,), ("tf32", "bf16")), ((16,), ("fp32", "fp16"))):
         found += [Case(c, H, B, p) for p in precisions for B in batches for H in sizes for c in TORCH]
     custom = ("mgu", "peephole_lstm", "layer_norm_lstm", "slstm", "ugrnn")
     found += [Case(c, H, 16, "bf16") for H in (256, 512) for c in custom]
+    found += [Case(c, H, 16, p, D=2) for p in ("tf32", "bf16") for H in (128, 256, 512) for c in TORCH]
     found += [Case(c, H, B, p) for p in PRECISIONS for B in (64, 1, 256) for H in sizes for c in TORCH]
     return found
 
@@ -308,7 +448,7 @@ def table_cases(is_short: bool) -> list[Case]:
 def passes(layer: Any, x: Tensor) -> dict[str, Callable[[], Any]]:
     """What is timed."""
     leaf = x.detach().clone().requires_grad_()
-    wanted, given = [leaf, *layer.parameters()], torch.ones_like(x)
+    wanted = [leaf, *layer.parameters()]
 
     def forward() -> None:
         with torch.no_grad():
@@ -316,7 +456,7 @@ def passes(layer: Any, x: Tensor) -> dict[str, Callable[[], Any]]:
 
     def both() -> None:
         output = layer(leaf)[0]
-        torch.autograd.grad(output, wanted, given[..., : output.shape[-1]])
+        torch.autograd.grad(output, wanted, torch.ones_like(output))
 
     return {"forward": forward, "forward+backward": both}
 
@@ -327,7 +467,8 @@ def measure(case: Case, rounds: int) -> Iterator[dict[str, Any]]:
         ours, x = make(case, "cuda"), draw(case)
         other: Any
         if case.cell in TORCH:
-            other = TORCH[case.cell](case.H, case.H, device=DEVICE, dtype=case.dtype)
+            kind, how = TORCH[case.cell], {"device": DEVICE, "dtype": case.dtype}
+            other = kind(case.H, case.H, bidirectional=case.D == 2, **how)
             other.load_state_dict(ours.state_dict())
         else:
             other = make(case, "eager")
@@ -370,32 +511,105 @@ def about() -> dict[str, Any]:
 
     properties = torch.cuda.get_device_properties(0)
     found |= {"device": properties.name, "processors": properties.multi_processor_count}
-    return found | {"driver": driver.cuDriverGetVersion()[1], "cudnn": torch.backends.cudnn.version()}
+    found |= {"driver": driver.cuDriverGetVersion()[1], "cudnn": torch.backends.cudnn.version()}
+    return found | {"nvidia-smi": _smi()}
 
 
-def texts_of(case: Case) -> list[str]:
-    """The kernels' texts that a case needs."""
-    cell = cf.cells.find(case.cell)
-    extra = options(cell, case.H)
+def _smi() -> str:
+    """The driver's release, the highest clock and the power limit, as its own tool says them."""
+    ask = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as problem:
+        return f"not asked: {problem}"
+    return done.stdout.splitlines()[0] if done.stdout else ""
+
+
+def wanted_of(case: Case) -> gpu_ahead.Wanted:
+    """What its kernels depend on."""
+    extra = options(cf.cells.find(case.cell), case.H)
     sizes = Sizes(case.H, extra.get("proj_size", 0), extra.get("num_heads", 1))
-    want = cuda_step.Wanted(cell, True, sizes, case.dtype, case.B, case.precision == "tf32", case.tier)
-    device = torch.device(DEVICE, 0)
-    around = cuda_step.per_step(cell, True, sizes, case.dtype, device)
-    spread = cuda_step.plan(want, device).spread
-    return [one.kernel().text for _, one in spread] or [around.pointwise.kernel.text]
+    return gpu_ahead.Wanted(case.cell, sizes, case.dtype, case.precision, case.B, case.D, case.tier)
 
 
-def compile_ahead(cases: list[Case], seconds: float) -> None:
-    """Fill the cache of compiled kernels, many at a time; what is not ready is compiled when it is needed."""
-    texts = list(dict.fromkeys(text for case in cases for text in texts_of(case)))
+def ahead_of(jobs: list[Job]) -> gpu_ahead.Ahead:
+    """Begin to compile for the jobs, on most of the processors."""
+    device = cuda_step.device_of(torch.device(DEVICE, 0))
     arch = cuda_step.launcher_of(torch.device(DEVICE, 0)).arch
-    pool = ProcessPoolExecutor(mp_context=get_context("spawn"))
-    for text in texts:
-        pool.submit(compile, text, arch)
-    end = time.time() + seconds
-    while pool._pending_work_items and time.time() < end:
-        time.sleep(0.1)
-    pool.shutdown(wait=False, cancel_futures=True)
+    wanted = [wanted_of(job.case) for job in jobs if job.case]
+    texts = gpu_figures.texts(False, device.processors) if any(job.kind == "figure" for job in jobs) else []
+    figures = [gpu_ahead.Wanted(texts=(text,)) for text in texts]
+    first = sum(job.kind == "check" for job in jobs[:80])
+    workers = max(1, (os.cpu_count() or 2) - 2)
+    return gpu_ahead.Ahead([*wanted[:first], *figures, *wanted[first:]], device, arch, workers)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case of a part: what is run, and a line that names it if it is not."""
+
+    kind: str
+    facts: dict[str, Any]
+    run: Callable[[], Iterator[dict[str, Any]]]
+    case: Case | None = None
+
+
+def jobs(args: argparse.Namespace, is_short: bool) -> list[Job]:
+    """Everything that is wanted, the most telling first: when the time is up, the end is what is left out."""
+    found: list[Job] = []
+
+    def checks(cases: Iterator[Case]) -> None:
+        known = {job.case for job in found if job.kind == "check"}
+        for case in cases:
+            if case in known:
+                continue
+            facts = {**case.facts(), "tier": case.tier}
+            found.append(Job("check", facts, lambda case=case: iter([check(case)]), case))
+
+    def table(cases: list[Case]) -> None:
+        for case in cases:
+            run = lambda case=case: measure(case, args.rounds)  # noqa: E731
+            found.append(Job("time", case.facts(), run, case))
+
+    def one(name: str, run: Callable[[], str]) -> Iterator[dict[str, Any]]:
+        yield {"what": name, "wrong": run()}
+
+    cases = table_cases(is_short)
+    first = 48  # B = 16 in TF32 and bfloat16
+    checks(first_cases(is_short))
+    if not is_short:
+        for name, run in integration().items():
+            found.append(Job("integration", {"what": name}, lambda name=name, run=run: one(name, run)))
+    checks(soak_cases(is_short, args.soak))
+    found.append(Job("figure", {}, lambda: _figures(is_short)))
+    table(cases[:first])
+    for exchange, ctas in exchange_ways(2 if is_short else 128):
+        facts = {"exchange": exchange, "ctas": ctas}
+        steps = 2 if is_short else 2000
+        found.append(Job("exchange", facts, lambda e=exchange, c=ctas, s=steps: exchanges(e, c, s)))
+    checks(more_cases() if not is_short else iter(()))
+    table(cases[first:])
+    kinds = {"checks": ("check", "integration"), "figures": ("figure", "exchange"), "table": ("time",)}
+    return [job for job in found if args.only is None or job.kind in kinds[args.only]]
+
+
+def is_alive() -> bool:
+    """Whether the device still takes work; a kernel that trapped has ended it for this process."""
+    if DEVICE != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize()
+        torch.ones(1, device=DEVICE).item()
+    except RuntimeError:
+        return False
+    return True
+
+
+def again(arguments: list[str], first: int, end: float, failed: int) -> None:
+    """This script in a new process, in place of this one, behind the case that ended the device."""
+    print(f"the device is lost to this process; another begins with case {first}", flush=True)
+    more = ["--begin", str(first), "--until", str(end), "--failed", str(failed)]
+    os.execv(sys.executable, [sys.executable, __file__, *arguments, *more])
 
 
 def main(arguments: list[str] | None = None, *, is_short: bool = False) -> int:
@@ -405,14 +619,20 @@ def main(arguments: list[str] | None = None, *, is_short: bool = False) -> int:
     parser.add_argument("--minutes", type=float, default=8, help="start no case after so many")
     parser.add_argument("--json", type=Path, help="append lines of JSON to this file")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("checks", "exchanges", "table"), help="one part")
-    args = parser.parse_args(arguments)
+    parser.add_argument("--soak", type=int, default=2000, help="time steps of the long runs")
+    parser.add_argument("--only", choices=("checks", "figures", "table"), help="one part")
+    parser.add_argument("--begin", type=int, default=0, help="leave out so many cases")
+    parser.add_argument("--until", type=float, help="start no case after this time, in seconds since 1970")
+    parser.add_argument("--failed", type=int, default=0, help="checks that failed before")
+    given = sys.argv[1:] if arguments is None else arguments
+    args = parser.parse_args(given)
     why = "" if is_short else cuda_driver.why_not()
     if why:
         print(f"no GPU to measure: {why}")
         return 2
-    end, header, failed = time.time() + args.minutes * 60, about(), 0
-    print(json.dumps(header))
+    end = time.time() + args.minutes * 60 if args.until is None else args.until
+    header, failed, left_out = about(), args.failed, Counter()
+    print(json.dumps(header), flush=True)
 
     def note(kind: str, line: dict[str, Any]) -> None:
         nonlocal failed
@@ -424,58 +644,40 @@ def main(arguments: list[str] | None = None, *, is_short: bool = False) -> int:
             with args.json.open("a") as stream:
                 stream.write(json.dumps({"kind": kind, **line, **header}) + "\n")
 
-    def guarded(kind: str, lines: Callable[[], Iterator[dict[str, Any]]], facts: dict[str, Any]) -> None:
-        """A case that raises is a failed check, not the end."""
+    wanted, ratios, ahead = jobs(args, is_short), {}, None
+    if not is_short:
+        ahead = ahead_of(wanted[args.begin :])
+    for number, job in enumerate(wanted[args.begin :], args.begin):
+        if time.time() > end:
+            left_out[job.kind] += 1
+            note(job.kind, {**job.facts, "not run": "out of time"})
+            continue
+        if ahead is not None and job.kind in ("figure", "time", "exchange"):
+            # Not while something is measured.
+            note("compiled ahead", {"what": ahead.wait(min(60.0, (end - time.time()) / 4))})
+            ahead.end()
+            ahead = None
         try:
-            for line in lines():
-                note(kind, line)
+            for line in job.run():
+                if line.get("against") == "cuDNN":
+                    ratios.setdefault(line["pass"], []).append(line["ratio"])
+                note(job.kind, line)
         except Exception as problem:  # noqa: BLE001
-            note(kind, {**facts, "wrong": f"{type(problem).__name__}: {str(problem)[:400]}"})
-
-    left_out = 0
-
-    def within_time(kind: str, facts: dict[str, Any]) -> bool:
-        """Whether a case may start; a line says of one that may not."""
-        nonlocal left_out
-        is_late = time.time() > end
-        left_out += is_late
-        if is_late:
-            note(kind, {**facts, "not run": "out of time"})
-        return not is_late
-
-    if args.only in (None, "checks"):
-        for case in check_cases(is_short):
-            facts = {**case.facts(), "tier": case.tier}
-            if within_time("check", facts):
-                guarded("check", lambda: iter([check(case)]), facts)  # noqa: B023
-        if not is_short and within_time("integration", {}):
-            guarded("integration", integration, {})
-    if args.only in (None, "exchanges"):
-        for exchange, ctas in exchange_ways(2 if is_short else 128):
-            facts = {"exchange": exchange, "ctas": ctas}
-            if within_time("exchange", facts):
-                guarded("exchange", lambda: exchanges(exchange, ctas, 2 if is_short else 2000), facts)  # noqa: B023
-    ratios: dict[str, list[float]] = {}
-    if args.only in (None, "table"):
-        cases = table_cases(is_short)
-        if not is_short:
-            compile_ahead(cases, min(90.0, max(0.0, end - time.time()) / 3))
-        for case in cases:
-            if not within_time("time", case.facts()):
-                continue
-
-            def lines() -> Iterator[dict[str, Any]]:
-                for line in measure(case, args.rounds):  # noqa: B023
-                    if line["against"] == "cuDNN":
-                        ratios.setdefault(line["pass"], []).append(line["ratio"])
-                    yield line
-
-            guarded("time", lines, case.facts())
+            # A case that raises is a failed check, not the end.
+            note(job.kind, {**job.facts, "wrong": f"{type(problem).__name__}: {str(problem)[:400]}"})
+            if not is_alive():
+                if ahead is not None:
+                    ahead.end()
+                again(given, number + 1, end, failed)
+    if ahead is not None:
+        ahead.end()
     for name, values in ratios.items():
         mean = math.exp(sum(map(math.log, values)) / len(values))
         text = f"geometric mean of {len(values)}: {mean:.2f}, least {min(values):.2f}"
         print(f"{name}: cuDNN's time over ours, {text}")
-    print(f"{failed} checks failed, {left_out} cases left out")
+    count = sum(left_out.values())
+    note("end", {"failed": failed, "left out": count, **{f"left out, {k}": n for k, n in left_out.items()}})
+    print(f"{failed} checks failed, {count} cases left out")
     return int(failed > 0)
 
 

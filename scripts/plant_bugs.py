@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LIST = Path("tests") / "planted_bugs.toml"
-COPIED = ("src", "tests", "scripts", "pyproject.toml")
+COPIED = ("src", "tests", "scripts", "benchmarks", "pyproject.toml")
 
 
 def bugs(root=ROOT):

@@ -143,6 +143,14 @@ def test_one_node_in_the_graph_of_torch_compile(device, name):
 
 
 @emulated
+def test_an_export_says_why_not(device):
+    ours, _ = pair("mgu", 3, 4)
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
+    with pytest.raises(Exception, match="an exported program must run in other processes"):
+        torch.export.export(ours, (x,))
+
+
+@emulated
 def test_16_bits_under_torch_compile(device):
     """States of 16-bit layers are float32 between the loops, which the graph has to know."""
     ours, _ = pair("lstm", 3, 4, dtype=torch.bfloat16)

@@ -2,6 +2,7 @@
 
 import ctypes
 import struct
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -102,11 +103,22 @@ def test_loading_does_not_end_a_capture(make):
     driver = make()
     driver.launch(CudaKernel("text", ("f",), PARAMETERS, 32), "f", (1, 1, 1), ARGUMENTS)
     names = [call[0] for call in driver.api.calls]
-    load = names.index("cuModuleLoadData")
-    assert names[load - 1] == names[load + 1] == "cuThreadExchangeStreamCaptureMode"
+    exchange = "cuThreadExchangeStreamCaptureMode"
+    assert names[:4] == [exchange, "cuModuleLoadData", "cuModuleGetFunction", exchange]
     relaxed = real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-    assert driver.api.calls[load - 1][1] == relaxed
-    assert driver.api.calls[load + 1][1] == "made by cuThreadExchangeStreamCaptureMode"
+    assert driver.api.calls[0][1] == relaxed
+    assert driver.api.calls[3][1] == f"made by {exchange}"
+
+
+def test_a_kernel_whose_loading_fails_does_not_lend_its_number(make):
+    """The table is by id: another kernel may get the id of one that is gone."""
+    driver = make(cuModuleGetFunction=(BAD,))
+    kernel = CudaKernel("text", ("f",), PARAMETERS, 32)
+    with pytest.raises(BackendError):
+        driver.launch(kernel, "f", (1, 1, 1), ARGUMENTS)
+    gone = weakref.ref(kernel)
+    del kernel
+    assert gone() is not None
 
 
 def test_an_error_of_the_driver_is_said(make):

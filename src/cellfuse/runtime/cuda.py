@@ -85,9 +85,15 @@ def _why_no_device(index: int | None) -> str:
     return ""
 
 
+@torch.compiler.assume_constant_result
+def _is_exporting() -> bool:
+    """Not asked in a graph: there torch 2.11 answers that it exports when it compiles, too."""
+    return torch.compiler.is_exporting()
+
+
 def _why_not_compiled(case: Case) -> str:
     """Why the kernel cannot be an operator in the graph that torch.compile makes."""
-    if torch.compiler.is_exporting():
+    if _is_exporting():
         return "an exported program must run in other processes, where the kernel does not exist"
     if case.batch_sizes is not None:
         return "torch.compile cannot look into the lengths of packed sequences"

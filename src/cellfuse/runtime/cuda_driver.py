@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -56,7 +57,7 @@ class Driver:
             arch = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
         self.device, self.api, self.arch = device, api, arch
         self._loaded: dict[tuple[str, int], tuple[CudaKernel, Any, _Arguments]] = {}
-        self._modules: dict[int, Any] = {}
+        self._modules: dict[int, tuple[CudaKernel, Any]] = {}
         self._lock = threading.Lock()
 
     def launch(
@@ -79,33 +80,41 @@ class Driver:
         self, kernel: CudaKernel, entry: str, shared_bytes: int
     ) -> tuple[CudaKernel, Any, _Arguments]:
         """The loaded entry, allowed to take so much shared memory."""
-        key = (entry, id(kernel))  # the table holds the kernel, so that its id stays its own
+        key = (entry, id(kernel))  # the tables hold the kernel, so that its id stays its own
         found = self._loaded.get(key)
         if found is None:
-            api = self.api
-            (function,) = self._check(api.cuModuleGetFunction(self._module(kernel), entry.encode()), entry)
-            name = api.CUfunction_attribute
-            if shared_bytes > _FREE_SHARED:
-                most = name.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                self._check(api.cuFuncSetAttribute(function, most, shared_bytes), f"{shared_bytes} bytes")
-            if kernel.cluster > _PORTABLE_CLUSTER:
-                allowed = name.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-                self._check(api.cuFuncSetAttribute(function, allowed, 1), f"clusters of {kernel.cluster}")
+            code = "" if id(kernel) in self._modules else compiling.compile(kernel.text, self.arch).code
+            with self._let_off():
+                function = self._load(kernel, code, entry, shared_bytes)
             found = self._loaded[key] = (kernel, function, _Arguments(kernel))
         return found
 
-    def _module(self, kernel: CudaKernel) -> Any:
+    def _load(self, kernel: CudaKernel, code: bytes | str, entry: str, shared_bytes: int) -> Any:
+        api, name = self.api, self.api.CUfunction_attribute
         if id(kernel) not in self._modules:
-            api, code = self.api, compiling.compile(kernel.text, self.arch).code
-            # A load would end a capture that is going on, unless this thread is let off.
-            relaxed = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-            (mode,) = self._check(api.cuThreadExchangeStreamCaptureMode(relaxed), "capture mode")
-            try:
-                (module,) = self._check(api.cuModuleLoadData(code), "loading a kernel")
-            finally:
-                self._check(api.cuThreadExchangeStreamCaptureMode(mode), "capture mode")
-            self._modules[id(kernel)] = module
-        return self._modules[id(kernel)]
+            (module,) = self._check(api.cuModuleLoadData(code), "loading a kernel")
+            self._modules[id(kernel)] = kernel, module
+        module = self._modules[id(kernel)][1]
+        # Where the driver loads lazily, it does so only now.
+        (function,) = self._check(api.cuModuleGetFunction(module, entry.encode()), entry)
+        if shared_bytes > _FREE_SHARED:
+            most = name.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._check(api.cuFuncSetAttribute(function, most, shared_bytes), f"{shared_bytes} bytes")
+        if kernel.cluster > _PORTABLE_CLUSTER:
+            allowed = name.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+            self._check(api.cuFuncSetAttribute(function, allowed, 1), f"clusters of {kernel.cluster}")
+        return function
+
+    @contextmanager
+    def _let_off(self) -> Iterator[None]:
+        """Without this, a load would end a capture that is going on in any thread."""
+        api = self.api
+        relaxed = api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        (mode,) = self._check(api.cuThreadExchangeStreamCaptureMode(relaxed), "capture mode")
+        try:
+            yield
+        finally:
+            self._check(api.cuThreadExchangeStreamCaptureMode(mode), "capture mode")
 
     def _config(self, kernel: CudaKernel, grid: tuple[int, int, int], shared_bytes: int) -> Any:
         api = self.api

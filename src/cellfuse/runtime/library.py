@@ -64,7 +64,8 @@ def _forward(
     check_shapes(made, values)
     times = made.times(values, batch_sizes)
     calls = [(made, times)]
-    [((output, *finals), kept)] = run_forward(calls, [values], keep=keep, is_operator=True)
+    with torch.cuda.device_of(x):  # a compiled graph's calls do not set it
+        [((output, *finals), kept)] = run_forward(calls, [values], keep=keep, is_operator=True)
     if kept is None:
         return [output.contiguous(), *finals]
     # No two results of an operator may share memory.
@@ -94,7 +95,8 @@ def _backward(
     names = made.buffers(made.kernel(x))
     found = Kept(dense[: len(states)], dict(zip(names, dense[len(states) :], strict=True)))
     calls = [(made, times)]
-    [result] = run_backward(calls, [gradients], [values], [found], is_operator=True)
+    with torch.cuda.device_of(x):
+        [result] = run_backward(calls, [gradients], [values], [found], is_operator=True)
     return result  # type: ignore[return-value]
 
 

@@ -1,7 +1,7 @@
 """Packed input on a GPU: how long its sequences are, and where its rows stand among those of all steps.
 
 While a CUDA graph is captured nothing may be copied from the host, as a replay would read there again: then
-the numbers come as arguments of small kernels, one for each length.
+the numbers come as arguments of small kernels, a few for each length.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ def on_device(times: Times, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _captured(times: Times, sizes: list[int], like: Tensor) -> tuple[Tensor, Tensor]:
-    lengths = like.new_zeros(times.batch, dtype=torch.int32)
+    device, batch = like.device, times.batch
+    lengths, places, first = like.new_zeros(batch, dtype=torch.int32), [], 0
     for t, size in enumerate(sizes):
         if t + 1 == times.steps or sizes[t + 1] < size:
             lengths[:size].clamp_(min=t + 1)
-    steps = torch.arange(times.steps, dtype=torch.int32, device=like.device)
-    is_over = (steps.unsqueeze(1) >= lengths).flatten()
-    return lengths, is_over.to(torch.uint8).argsort(stable=True)[: int(times.starts[-1])]
+            rows = torch.arange(first, t + 1, device=device).unsqueeze(1) * batch
+            places.append((rows + torch.arange(size, device=device)).flatten())
+            first = t + 1
+    return lengths, torch.cat(places)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cellfuse.errors import BackendError
+from cellfuse.runtime import graphs
 from cellfuse.runtime.case import Case, Result
 
 
@@ -44,7 +46,16 @@ def run(case: Case, reset: Tensor, initial: Callable[[int], tuple[Tensor, ...]],
             step before.
         initial: the initial states [L*D, B, width] for so many sequences.
         run: what runs a case.
+
+    Raises:
+        BackendError: a CUDA graph is captured.
     """
+    if graphs.is_capturing(case.input.device):
+        raise BackendError(
+            "reset= decides on the host how sequences are cut, and a CUDA graph that is being captured may "
+            "not wait for the host nor decide again when it is replayed. Capture calls without reset=, or "
+            "layer.step, which takes reset= inside a graph."
+        )
     if case.batch_sizes is None:
         alive, is_new = torch.ones(reset.shape, dtype=torch.bool), reset.cpu()
     else:

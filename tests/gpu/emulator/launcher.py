@@ -65,7 +65,7 @@ def _machine():
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(text, entries):
+def compiled(text, entries):
     """A kernel's library."""
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     source, library = _folder() / f"{name}.cpp", _folder() / f"{name}.so"
@@ -94,17 +94,21 @@ class Emulator:
         Raises:
             EmulatorError: what the kernel did wrong, with its CTA and thread.
         """
-        library = _compiled(kernel.text, kernel.entries)
+        library = compiled(kernel.text, kernel.entries)
         if len(arguments) != len(kernel.parameters):
             raise EmulatorError(f"{len(arguments)} arguments for {len(kernel.parameters)} parameters")
         if getattr(library, f"count_{entry}")() != len(kernel.parameters):
             raise EmulatorError(f"{entry} in the text does not have {len(kernel.parameters)} parameters")
         values = [_KINDS[p.kind](a) for p, a in zip(kernel.parameters, arguments, strict=True)]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        error = ctypes.create_string_buffer(1024)
         size = kernel.shared_bytes if shared_bytes is None else shared_bytes
-        threads = _Dim3(kernel.threads, 1, 1)
-        sizes = _Sizes(_Dim3(*grid), threads, kernel.cluster, size, self.seed, ctypes.addressof(error))
+        self.run(library, entry, pointers, grid, kernel.threads, kernel.cluster, size)
+
+    def run(self, library, entry, pointers, grid, threads, cluster, shared_bytes):
+        """Run an entry of a compiled library with pointers to its arguments, as CUDA takes them."""
+        error = ctypes.create_string_buffer(1024)
+        blocks, threads = _Dim3(*grid), _Dim3(threads, 1, 1)
+        sizes = _Sizes(blocks, threads, cluster, shared_bytes, self.seed, ctypes.addressof(error))
         getattr(library, f"emulate_{entry}")(ctypes.byref(sizes), pointers)
         if error.value:
             raise EmulatorError(f"{entry}: {error.value.decode()}")

@@ -31,6 +31,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+from cellfuse.codegen.cuda.figures import value_of
 from cellfuse.codegen.cuda.kernel import CudaKernel, Parameter
 from cellfuse.codegen.cuda.spell import PRELUDE
 from cellfuse.codegen.cuda.step import Step
@@ -89,15 +90,16 @@ def _product(rows: int, depth: int, tile: int, threads: int, precision: str, sca
             cycles = product_cycles(product, tile, warps, is_exact)
             if not (scatters and splits == 1 and not is_exact):  # else no sums in shared memory
                 cycles += (
-                    (SYNC if scatters else 0) + 2 * splits * tile * rows * 4 / SHARED_BANDWIDTH + 4 * splits
+                    (SYNC if scatters else 0)
+                    + 2 * splits * tile * rows * 4 / SHARED_BANDWIDTH
+                    + SPLIT * splits
                 )
             found.append((cycles, splits, product))
     return min(found, key=lambda option: option[:2])[2]
 
 
-# Cycles and bytes per cycle of an H100, as published or measured by others; see `plan.py`.
-SHARED_BANDWIDTH, SYNC = 128, 35
-MMA, MMA_LATENCY = 6.5, 33
+SHARED_BANDWIDTH, SYNC, SPLIT = value_of("shared_bandwidth"), value_of("sync"), value_of("split")
+MMA, MMA_LATENCY = value_of("mma"), value_of("mma_latency")
 
 
 def product_cycles(product: Product, tile: int, warps: int, is_exact: bool) -> float:

@@ -3,17 +3,18 @@
 Tier a: the recurrent weights of a direction are held by one CTA, or by a cluster that exchanges by messages.
 Tier b: they are spread over many CTAs that exchange through memory written once.
 Tier c: a product by cuBLAS and a kernel at each time step; for everything else.
-The choice is the least time that a model predicts. Its constants are published figures of an H100 and not
-yet measured here; a wrong one makes a choice slower, never wrong.
+The choice is the least time that a model predicts, from the rows of `figures`; a wrong one makes a choice
+slower, never wrong.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from cellfuse.codegen.cuda.persistent import SHARED_BANDWIDTH, SYNC, Persistent, product_cycles
+from cellfuse.codegen.cuda.figures import value_of
+from cellfuse.codegen.cuda.persistent import Persistent, product_cycles
 from cellfuse.codegen.cuda.step import step_functions, why_no_step
 from cellfuse.codegen.program import Program
 
@@ -72,13 +73,8 @@ class Plan:
         return None if self.forward is None else replace(self.forward, loop="infer")
 
 
-# Cycles; bytes per cycle and SM. Clock in cycles per microsecond.
-CLOCK = 1900.0
-POINTWISE, POINTWISE_BACK = 140, 60
-CLUSTER_LATENCY, CLUSTER_BANDWIDTH = 230, 14.0
-GRID_LATENCY, GRID_BANDWIDTH, GRID_BANDWIDTH_ALONE = 750, 24.0, 64.0
-# A step of tier c: a product, a kernel and what lies between.
-PER_STEP = (8.0, 16.0)
+# A step of tier c, forward and backward.
+PER_STEP = value_of("per_step"), value_of("per_step_back")
 # Registers of a thread that are no weights and no sums, and how many it may have.
 REGISTERS_FOR_THE_REST, REGISTERS = 100, 255
 
@@ -210,29 +206,38 @@ def _filled(kernel: Persistent) -> Persistent:
     return replace(kernel, in_registers=min(room // 4, kernel.product.weights))
 
 
-def microseconds(kernel: Persistent, batch: int, device: Device) -> float:
-    """The model of one step: product, sums, the cell, exchange."""
+def microseconds(
+    kernel: Persistent, batch: int, device: Device, of: Callable[[str], float] = value_of
+) -> float:
+    """The model of one step: product, sums, the cell, exchange.
+
+    Args:
+        of: the value of a figure that is no part of a product.
+    """
     tile, product, warps = kernel.tile, kernel.product, kernel.threads // 32
     is_exact = kernel.precision == "fp32"
-    cell = (POINTWISE_BACK if kernel.is_backward else POINTWISE) * kernel.constants["ITEMS"]
+    cell = of("pointwise_back" if kernel.is_backward else "pointwise") * kernel.constants["ITEMS"]
     if not kernel.step.matrices:
-        return (cell + 100) / CLOCK
-    cycles = product_cycles(product, tile, warps, is_exact) + cell + 2 * SYNC
-    cycles += (product.weights - kernel.held) * kernel.threads * 16 / SHARED_BANDWIDTH
+        return (cell + of("loop")) / of("clock")
+    cycles = product_cycles(product, tile, warps, is_exact) + cell + 2 * of("sync")
+    cycles += (product.weights - kernel.held) * kernel.threads * 16 / of("shared_bandwidth")
     if not kernel.is_direct:
-        cycles += 2 * product.splits * tile * product.rows * 4 / SHARED_BANDWIDTH + 60
+        cycles += 2 * product.splits * tile * product.rows * 4 / of("shared_bandwidth") + of("sums")
     if kernel.scatters:
-        cycles += 4 * kernel.ctas
+        cycles += of("inbox") * kernel.ctas
     if kernel.exchange == "messages":
-        values = kernel.ctas * kernel.slice * tile * 4 if kernel.scatters else _operand_bytes(kernel)
-        cycles += CLUSTER_LATENCY + values / CLUSTER_BANDWIDTH
+        cycles += of("cluster_latency") + exchanged_bytes(kernel) / of("cluster_bandwidth")
     elif kernel.exchange == "write_once":
         busy = min(kernel.groups(batch) * kernel.ctas, device.processors) / device.processors
-        cycles += GRID_LATENCY + _operand_bytes(kernel) / min(GRID_BANDWIDTH / busy, GRID_BANDWIDTH_ALONE)
-    return cycles / CLOCK
+        width = min(of("grid_bandwidth") / busy, of("grid_bandwidth_alone"))
+        cycles += of("grid_latency") + exchanged_bytes(kernel) / width
+    return cycles / of("clock")
 
 
-def _operand_bytes(kernel: Persistent) -> int:
+def exchanged_bytes(kernel: Persistent) -> int:
+    """What a CTA is given at each step."""
+    if kernel.scatters:
+        return kernel.ctas * kernel.slice * kernel.tile * 4
     return kernel.ctas * kernel.constants["SLICE_CHUNKS"] * 16
 
 
