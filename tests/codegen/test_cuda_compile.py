@@ -1,4 +1,4 @@
-"""NVRTC takes the kernels for every kind of GPU: no local memory, no fences, and the shared memory is there."""
+"""NVRTC takes the kernels for every kind of GPU: no local memory, no fences, enough shared memory."""
 
 import pytest
 
