@@ -13,7 +13,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from cellfuse.codegen.cuda.persistent import SHARED_BANDWIDTH, SYNC, Persistent, product_cycles
+from cellfuse.codegen.cuda.persistent import Persistent
+from cellfuse.codegen.cuda.share import SHARED_BANDWIDTH, SYNC, product_cycles
 from cellfuse.codegen.cuda.step import step_functions, why_no_step
 from cellfuse.codegen.program import Program
 
