@@ -1,10 +1,33 @@
-"""The loop over time in a kernel's machine code, as NVIDIA's disassembler prints it."""
+"""A kernel's machine code: the loop over time as NVIDIA's disassembler prints it; some codes without one."""
 
 import re
 import shutil
+import struct
 import subprocess
 import sysconfig
+from collections import Counter
 from pathlib import Path
+
+# Local memory, fences and what goes with them, by the low bits of an instruction; sm_80 to sm_120.
+CODES = {0x387: "STL", 0x983: "LDL", 0x992: "MEMBAR", 0x98F: "CCTL", 0x9AB: "ERRBAR", 0x3C6: "FENCE"}
+
+
+def slow_codes(cubin):
+    """{entry: how many instructions of each name in CODES}, for every entry. Needs no disassembler."""
+    (start,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<3H", cubin, 0x3A)
+    # Of each section of the ELF file: its name's place, then where its content begins and how long it is.
+    sections = [struct.unpack_from("<I20xQQ", cubin, start + k * size) for k in range(count)]
+    found = {}
+    for place, first, length in sections:
+        begin = sections[names][1] + place
+        name = cubin[begin : cubin.index(b"\0", begin)].decode()
+        if name.startswith(".text."):
+            words = struct.iter_unpack("<QQ", cubin[first : first + length])
+            codes = Counter(CODES.get(low & 0xFFF) for low, _ in words)
+            del codes[None]
+            found[name.removeprefix(".text.")] = codes
+    return found
 
 
 def _disassembler():

@@ -55,6 +55,7 @@ class OnEmulator(Direction):
 def compare(
     name, dtype, lengths=(3, 3), H=5, is_reverse=False, *, bias=True, recompute=False, factor=1, fused=None
 ):
+    """Results and gradients of `fused`, or of a new runner, after they were compared with the formula's."""
     torch.manual_seed(0)
     cell = CELLS[name]
     layer = cell.layer(3, H, bias=bias, dtype=torch.float64, **options_of(cell, H))
@@ -84,12 +85,13 @@ def compare(
     found = torch.autograd.grad(
         (got, *finals2), low, [g.to(dtype) for g in grads], allow_unused=True, materialize_grads=True
     )
-    close = CLOSE[dtype] * factor
-    for a, b in zip((inferred, *states2, got, *finals2, *found), (want, *finals) * 2 + wanted, strict=True):
+    close, made = CLOSE[dtype] * factor, (inferred, *states2, got, *finals2, *found)
+    for a, b in zip(made, (want, *finals) * 2 + wanted, strict=True):
         assert a.dtype == dtype
         assert a.shape == b.shape
         scale = max(1.0, float(b.detach().abs().max())) if b.numel() else 1.0
         np.testing.assert_allclose(a.detach().double(), b.detach(), rtol=0, atol=close * scale)
+    return made
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

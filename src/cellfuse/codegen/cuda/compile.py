@@ -14,7 +14,7 @@ from typing import Any
 from cellfuse.codegen import cache
 from cellfuse.errors import BackendError
 
-_FORMAT = "1"  # of what is cached
+_FORMAT = "2"  # of what is cached
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class Stats:
     Attributes:
         registers: of a thread.
         spilled: bytes that did not fit the registers, stored and loaded.
+        local_bytes: of a thread's own memory: what spilled, and arrays whose index is not known.
         shared_bytes: of shared memory whose size the text fixes.
     """
 
     registers: int
     spilled: int
+    local_bytes: int
     shared_bytes: int
 
 
@@ -117,6 +119,7 @@ def stats(log: str) -> dict[str, Stats]:
         found[entry] = Stats(
             registers=number(r"Used (\d+)() registers"),
             spilled=number(r"(\d+) bytes spill stores, (\d+) bytes spill loads"),
+            local_bytes=number(r"(\d+)() bytes stack frame"),
             shared_bytes=number(r"(\d+)() bytes smem"),
         )
     return found

@@ -4,7 +4,7 @@ A group of CTAs shares the weights of one direction and one head and works on a 
 needs no other group. Each CTA owns a slice of the units, with all gates of it, so that the step itself
 is local and the states stay in float32 registers; what it gives the others is the state that the
 matrices multiply (forward), or gradients (backward). `loop.cuh` is the loop, `product.cuh` the product,
-`exchange.cuh` the exchange, `step.py` the cell.
+`exchange.cuh` the exchange, `step.py` the cell, `share.py` how a CTA's threads divide its product.
 
 Arrays, float32 and row-major, for T steps, B sequences, D directions, H units in a row (all heads):
     products          [T, B, D, inputs, H]   input products; the forward loop writes kept values over them
@@ -31,8 +31,8 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from cellfuse.codegen.cuda.figures import value_of
 from cellfuse.codegen.cuda.kernel import CudaKernel, Parameter
+from cellfuse.codegen.cuda.share import Product, share, up
 from cellfuse.codegen.cuda.spell import PRELUDE
 from cellfuse.codegen.cuda.step import Step
 from cellfuse.codegen.program import Place
@@ -43,73 +43,6 @@ EXCHANGES = ("none", "cluster_barrier", "messages", "counter", "write_once")
 # A product in a cluster is taken apart by the state's units at the way back; see `loop.cuh`.
 CLUSTER_EXCHANGES = ("cluster_barrier", "messages")
 GRID_EXCHANGES = ("counter", "write_once")
-
-
-@dataclass(frozen=True)
-class Product:
-    """How the threads of a CTA share its product.
-
-    Attributes:
-        rows, depth: of the CTA's block of weights.
-        across: threads (or warps) side by side along the rows.
-        splits: ... along the depth, whose sums are added up after.
-        parts: values (or tiles) of the depth that one of them has.
-        weights: pieces of four 32-bit words that a thread holds.
-    """
-
-    rows: int
-    depth: int
-    across: int
-    splits: int
-    parts: int
-    weights: int
-
-
-def _up(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-@functools.lru_cache(maxsize=4096)
-def _product(rows: int, depth: int, tile: int, threads: int, precision: str, scatters: bool) -> Product:
-    """The cheapest way to share a product, by the cycles that the parts of the SM are busy with it."""
-    is_exact = precision == "fp32"
-    rows_each, depth_each = (4, 1) if is_exact else (16, 8 if precision == "tf32" else 16)
-    workers, warps = threads if is_exact else threads // 32, threads // 32
-    groups, length = _up(rows, rows_each), _up(depth, depth_each)
-    found = []
-    for each in range(_up(groups, workers), groups + 1):
-        across = _up(groups, each)
-        if _up(groups, across) != each:
-            continue
-        for wanted in range(1, min(workers // across, length) + 1):
-            parts = _up(length, wanted)
-            splits = _up(length, parts)
-            if splits != wanted:
-                continue
-            product = Product(rows, depth, across, splits, parts, each * parts)
-            cycles = product_cycles(product, tile, warps, is_exact)
-            if not (scatters and splits == 1 and not is_exact):  # else no sums in shared memory
-                cycles += (
-                    (SYNC if scatters else 0)
-                    + 2 * splits * tile * rows * 4 / SHARED_BANDWIDTH
-                    + SPLIT * splits
-                )
-            found.append((cycles, splits, product))
-    return min(found, key=lambda option: option[:2])[2]
-
-
-SHARED_BANDWIDTH, SYNC, SPLIT = value_of("shared_bandwidth"), value_of("sync"), value_of("split")
-MMA, MMA_LATENCY = value_of("mma"), value_of("mma_latency")
-
-
-def product_cycles(product: Product, tile: int, warps: int, is_exact: bool) -> float:
-    """Of a product, without the sum over splits."""
-    if is_exact:
-        multiply_adds = product.weights * 4 * tile * warps / 4
-        return max(multiply_adds, product.weights * _up(tile, 4) * warps)
-    columns = tile // 8
-    issue = product.weights * columns * MMA * warps / 4
-    return max(issue, product.parts * MMA_LATENCY, product.parts * columns * 256 * warps / SHARED_BANDWIDTH)
 
 
 @dataclass(frozen=True)
@@ -179,7 +112,7 @@ class Persistent:
     def slice(self) -> int:
         """Units of a CTA, a multiple of what a thread's piece of weights and a message need."""
         multiple = 4 if self.precision == "fp32" else 8
-        return _up(_up(self.units, self.ctas), multiple) * multiple
+        return up(up(self.units, self.ctas), multiple) * multiple
 
     @property
     def is_wasteful(self) -> bool:
@@ -199,7 +132,7 @@ class Persistent:
             rows, depth = self.slice, self.ctas * own
         else:
             rows, depth = own, everything
-        return _product(rows, depth, self.tile, self.threads, self.precision, self.scatters)
+        return share(rows, depth, self.tile, self.threads, self.precision, self.scatters)
 
     @property
     def held(self) -> int:
@@ -222,7 +155,7 @@ class Persistent:
         row += (16 - row) % 32  # see `product.cuh`
         operand = product.parts * product.splits * tile if is_exact else tile * row
         slice_values = self.slice * (matrices if self.is_backward else 1)
-        sums_row = _up(product.rows, 4 if is_exact else 16) * (4 if is_exact else 16) + 4
+        sums_row = up(product.rows, 4 if is_exact else 16) * (4 if is_exact else 16) + 4
         buffers = 2 if self.exchange in CLUSTER_EXCHANGES and not self.scatters else 1
         inbox = self.slice * (tile + 2 if self.is_direct else tile)
         sums = 0 if self.is_direct or not matrices else product.splits * tile * sums_row
@@ -235,7 +168,7 @@ class Persistent:
         }
         at, places = 0, {}
         for name, size in sizes.items():
-            at += _up(size, 16) * 16
+            at += up(size, 16) * 16
             places[name] = at
         columns = {name: len(buffer.columns) for name, buffer in program.buffers.items()}
         return {
@@ -248,7 +181,7 @@ class Persistent:
             "UNITS": self.slice,
             "TILE": tile,
             "THREADS": self.threads,
-            "ITEMS": _up(self.slice * tile, self.threads),
+            "ITEMS": up(self.slice * tile, self.threads),
             "STATES": columns["states"],
             "STATE": max(step.state, 0),
             "PRODUCTS": columns["products"],
@@ -292,7 +225,7 @@ class Persistent:
 
     def groups(self, batch: int) -> int:
         """How many groups so many sequences take."""
-        return self.directions * self.heads * _up(batch, self.tile)
+        return self.directions * self.heads * up(batch, self.tile)
 
     def grid(self, batch: int) -> tuple[int, int, int]:
         """The grid of a launch for so many sequences."""

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from cellfuse.codegen.cuda.figures import value_of
-from cellfuse.codegen.cuda.persistent import Persistent, product_cycles
+from cellfuse.codegen.cuda.persistent import Persistent
+from cellfuse.codegen.cuda.share import product_cycles
 from cellfuse.codegen.cuda.step import step_functions, why_no_step
 from cellfuse.codegen.program import Program
 

@@ -58,7 +58,8 @@ class _Text:
             self.most_results = max(self.most_results, len(made.results))
         parameters = self._parameters()
         given = ", ".join(f"{kind} {name}" for name, kind in parameters)
-        bound = f"__launch_bounds__({self.threads})"
+        # One block at least: without the number the assembler spills a few registers so that more blocks fit.
+        bound = f"__launch_bounds__({self.threads}, 1)"
         heads = [
             f'extern "C" __global__ void {bound} {entry}({given}) {{\n{body}\n}}' for entry, body in bodies
         ]
@@ -284,6 +285,7 @@ class _LoopText:
             "__syncthreads();",
             "if (threadIdx.x == 0) {",
             "double before = 0;",
+            "#pragma unroll 8",  # all of it at once needs more registers than there are
             f"for (int k = 0; k < {threads}; k++) {{",
             "const double next = before + sums[k];",
             "sums[k] = before;",
