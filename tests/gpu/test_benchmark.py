@@ -315,7 +315,7 @@ def test_the_model_has_no_other_constants(script):
         for one in group:
             script.microseconds(one.kernel(), one.sequences, Device((9, 0), 132, 227 << 10), of)
     source = (ROOT / "src/cellfuse/codegen/cuda/plan.py").read_text()
-    source += (ROOT / "src/cellfuse/codegen/cuda/persistent.py").read_text()
+    source += (ROOT / "src/cellfuse/codegen/cuda/share.py").read_text()
     used |= {name for name in FIGURES if f'value_of("{name}")' in source}
     assert used == set(FIGURES)
 

@@ -257,8 +257,8 @@ def test_the_choice_of_a_backend_can_be_asked_for():
         "aten": "",
         "eager": "",
     }
-    assert "to prepare a call of ours takes longer" in lstm.why_not(x)["cpu"]
-    assert "order takes longer than 1 time steps" in cf.GRU(3, 512).why_not(x.repeat(1, 16, 1)[:1])["cpu"]
+    assert lstm.why_not(x)["cpu"] == ""
+    assert "takes longer than 1 time steps" in cf.GRU(3, 512).why_not(x.repeat(1, 16, 1)[:1])["cpu"]
     assert cf.GRU(3, 256).why_not(x)["cpu"] == ""
     assert lstm.double().why_not(x.double())["cpu"] == ""
     assert "no operator for the cell mgu" in mgu.why_not(x)["aten"]

@@ -148,7 +148,8 @@ def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
     is_trained = torch.is_grad_enabled() and any(v.requires_grad for v in (x, *weights, *states))
     dropout = layer.dropout if layer.training else 0.0
     key = (is_trained, shape, dtype, torch.get_num_threads(), layer.backend, dropout)
-    made = quick.take(key, lambda: _made(layer, x, is_trained), is_made_at_once=False)
+    # With gradients at once: torch.utils.checkpoint wants the same to be saved at every call.
+    made = quick.take(key, lambda: _made(layer, x, is_trained), is_made_at_once=is_trained)
     if made is None:
         return None
     if any(value.shape != wanted.shape for value, wanted in zip(states, made.initial, strict=False)):

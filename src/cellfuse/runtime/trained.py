@@ -44,7 +44,7 @@ class Trained:
         shapes: dict[str, torch.Size],
     ) -> None:
         self.directions, self.initial, self.names = directions, list(initial), directions[0].names
-        self._ways = [_Way(self, fused, each, input_size, len(times), shapes) for each in times]
+        self._ways = [_Way(self.names, fused, each, input_size, len(times), shapes) for each in times]
         self.sessions = [way.session for way in self._ways]  # of the way forward
         way, count = self._ways[0], len(self.names)
         self._like = way.like
@@ -138,15 +138,15 @@ class _Way:
 
     def __init__(
         self,
-        made: Trained,
+        names: Sequence[str],
         fused: Fused,
         times: Times,
         input_size: int,
         directions: int,
         shapes: dict[str, torch.Size],
     ) -> None:
-        self.made, self.fused, self.times, self.shapes = made, fused, times, shapes
-        self.input_size, self.directions, self.names = input_size, directions, made.names
+        self.names, self.fused, self.times, self.shapes = names, fused, times, shapes
+        self.input_size, self.directions = input_size, directions
         self.like = torch.empty(0, dtype=fused.dtype, device="cpu")
         self.rows = times.steps * times.batch
         columns, strides, size, batch = fused.columns, fused.layout.strides, fused.size, times.batch
