@@ -13,6 +13,7 @@ import numpy as np
 from cellfuse.codegen.program import Loop, Place, Program, Sum, Term, arguments
 from cellfuse.codegen.schedule import REDUCTIONS
 from cellfuse.graph.expr import Expr
+from cellfuse.graph.masks import MASKS
 from cellfuse.graph.ops import OPS
 
 Array = np.ndarray
@@ -24,7 +25,7 @@ class Run:
     Args:
         products: the input product of each of `program.inputs`, [T, B, H], moved biases added.
         states: initial states, [B, H] or [B, P].
-        fixed: matrices, biases and parameters by label.
+        fixed: matrices, biases and parameters by label; masks, [T, B, H] or, if they last, [B, H].
         sizes: H and, if there is a projection, P.
     """
 
@@ -56,7 +57,7 @@ class Run:
         for column, state in enumerate(states):
             self.memory["states"][column][0] = state
         for expr, place in program.infer.places.items():
-            if place.buffer in ("parameters", "constants"):
+            if place.buffer in ("parameters", "constants") or expr.role in MASKS:
                 self.memory[place.buffer][place.column][...] = self.fixed[expr.label]
 
     def forward(self, *, keep: bool = True) -> tuple[Array, tuple[Array, ...]]:

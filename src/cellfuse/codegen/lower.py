@@ -12,6 +12,7 @@ from cellfuse.errors import CellError
 from cellfuse.graph.backward import backward
 from cellfuse.graph.expr import Expr, leaf, node, order
 from cellfuse.graph.graph import Graph
+from cellfuse.graph.masks import MASKS
 from cellfuse.graph.ops import Shape
 
 
@@ -55,6 +56,10 @@ class _Lowering:
             self.buffers[name] = Buffer("once", tuple(expr.shape for expr in columns))
         if self.output.buffer == "output":
             self.buffers["output"] = Buffer("time", (self.step.results[0].shape,))
+        # A buffer each, so that a mask may be read where it was drawn.
+        for k, mask in enumerate(i for i in self.step.inputs if i.role in MASKS):
+            ready[mask] = Place(f"mask_{k}", 0)
+            self.buffers[f"mask_{k}"] = Buffer("time" if mask.role == "mask" else "batch", (mask.shape,))
         return ready
 
     def _forward_stores(self) -> list[tuple[Expr, Place]]:
@@ -182,7 +187,7 @@ class _Gradients:
                     ("blocks" if e.op == "blocks_outer" else "outer", want(e.args[0]), want(e.args[1]))
                     for e in _outer_products(found[i])
                 ]
-            elif i.role not in ("input product", "state"):
+            elif i.role not in ("input product", "state", *MASKS):
                 self.rows[i.label] = want(_expanded(found[i], i) if i.shape else found[i])
         self.results, self.sums = gather_products(tuple(wanted), order(step.results))
         self.states = [self.results[k] for k in states]

@@ -100,7 +100,7 @@ def subject_of(module: Any, input: Tensor | PackedSequence, has_hx: bool) -> Sub
     sizes |= {"D": 2 if getattr(module, "bidirectional", False) else 1}
     return Subject(
         title=f"{module._get_name()}({module.extra_repr()})",
-        cell=cell_of(module),
+        cell=module._cell_of(False) if isinstance(module, Layer) else cell_of(module),
         is_step=is_step,
         form=form,
         sizes=sizes,

@@ -17,6 +17,8 @@ ROLES = (
     "bias",  # added to the recurrent product
     "parameter",
     "gradient",  # a gradient that comes in from outside
+    "mask",  # drawn anew for each time step, from outside
+    "lasting mask",  # drawn once and the same at every time step
 )
 
 

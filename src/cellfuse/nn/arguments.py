@@ -3,7 +3,8 @@ what follows says what to write."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from cellfuse.cell import Cell
 from cellfuse.errors import InputError, OptionError, OptionTypeError, ShapeError
+from cellfuse.graph.masks import has_recurrent_product
 from cellfuse.runtime.private import is_any_autocast_enabled
 
 
@@ -66,6 +68,50 @@ def check_dropout(dropout: Any) -> None:
             "dropout should be a number in range [0, 1] representing the probability of an element "
             f"being zeroed, got {dropout!r}"
         )
+
+
+def checked_zoneout(cell: Cell, zoneout: Any) -> dict[str, float]:
+    """The probability of each state."""
+    if isinstance(zoneout, Mapping):
+        for state, share in zoneout.items():
+            if state not in cell.states:
+                raise OptionError(
+                    f"zoneout={dict(zoneout)!r}: {cell.name} has no state {state!r}; its states are "
+                    f"{', '.join(cell.states)}"
+                )
+            _check_share(f"zoneout of state {state}", share)
+        shares = {state: float(zoneout.get(state, 0.0)) for state in cell.states}
+    else:
+        _check_share("zoneout", zoneout, ", or a mapping from names of states to such numbers")
+        shares = dict.fromkeys(cell.states, float(zoneout))
+    for state, share in shares.items():
+        start = cell.initial.get(state, 0.0)
+        if share and not math.isfinite(start):  # type: ignore[arg-type]
+            others = {name: share for name in cell.states if name != state}
+            raise OptionError(
+                f"zoneout={zoneout!r}: state {state} of {cell.name} begins with {start}, which no mean with "
+                f"another value leaves. Name the other states: zoneout={others}"
+            )
+    return shares
+
+
+def check_recurrent_dropout(cell: Cell, recurrent_dropout: Any) -> None:
+    """A probability, and something to act on."""
+    _check_share("recurrent_dropout", recurrent_dropout)
+    if recurrent_dropout and not has_recurrent_product(cell.step):
+        raise OptionError(
+            f"recurrent_dropout={recurrent_dropout!r}: the cell {cell.name} has no recurrent product to act "
+            "on. Write zoneout= for noise in its state, or dropout= between layers."
+        )
+
+
+def _check_share(name: str, share: Any, other: str = "") -> None:
+    """A probability below 1."""
+    wanted = f"{name} should be a number in range [0, 1), without 1{other}"
+    if isinstance(share, bool) or not isinstance(share, Real):
+        raise OptionTypeError(f"{wanted}, got {type(share).__name__} ({share!r})")
+    if not 0 <= float(share) < 1:
+        raise OptionError(f"{wanted}, got {share!r}")
 
 
 def check_projection(cell: Cell, hidden_size: int, proj_size: Any) -> None:

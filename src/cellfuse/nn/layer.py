@@ -7,6 +7,8 @@ a Case to `cellfuse.runtime`. Long, because all of torch.nn.RNNBase's interface 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from cellfuse.cell import Cell
 from cellfuse.errors import InputError, ShapeError
-from cellfuse.nn import arguments, quick, streaming, tracing
+from cellfuse.nn import arguments, masks, quick, streaming, tracing
 from cellfuse.nn.parameters import Block, blocks, initialise
 from cellfuse.runtime import choice, resets
 from cellfuse.runtime.case import Case, Result
@@ -38,6 +40,13 @@ class Layer(nn.RNNBase):
         bias: whether the gates have biases.
         batch_first: whether input and output are [B, T, ...]; states never are.
         dropout: probability of zeroing an output between layers, in training; none after the last.
+        zoneout: probability that a unit of a state keeps its value of the step before (Krueger et al. 2016,
+            arXiv:1606.01305), for every state, or by state: {"h": 0.05, "c": 0.5}. In training drawn anew at
+            each time step; in evaluation the expectation is computed. An output that is a state is that
+            state; any other output is made before.
+        recurrent_dropout: probability of zeroing a unit of what the recurrent matrices multiply (Gal &
+            Ghahramani 2016, arXiv:1512.05287), in training; the rest is divided by 1 - p. One mask for each
+            sequence of a call, the same at all its time steps. The states themselves are left alone.
         bidirectional: a second direction runs from the last time step to the first; the outputs of
             both are joined, forward first.
         proj_size: P, width of the projected state, for a cell that has one.
@@ -59,7 +68,10 @@ class Layer(nn.RNNBase):
     """
 
     cell: Cell
-    recompute = False  # of layers that were saved or converted without it
+    # Of layers that were saved or converted without them.
+    recompute = False
+    _masks: masks.Masks | None = None
+    _regularisers: tuple[masks.Zoneout, float] = (0.0, 0.0)
 
     def __init__(
         self,
@@ -76,6 +88,8 @@ class Layer(nn.RNNBase):
         dtype: Any = None,
         *,
         num_heads: int = 1,
+        zoneout: masks.Zoneout = 0.0,
+        recurrent_dropout: float = 0.0,
         backend: str = "auto",
         recompute: bool = False,
     ) -> None:
@@ -90,6 +104,7 @@ class Layer(nn.RNNBase):
         arguments.check_layers(num_layers)
         arguments.check_projection(cell, hidden_size, proj_size)
         arguments.check_heads(cell, hidden_size, num_heads)
+        made = masks.of_options(cell, zoneout, recurrent_dropout)
         choice.check_name(backend)
         idle = arguments.warn_of_idle_dropout(dropout, num_layers)
         if idle:
@@ -107,6 +122,7 @@ class Layer(nn.RNNBase):
         self.num_heads = int(num_heads)
         self.backend = backend
         self.recompute = recompute
+        self._regularisers, self._masks = (_frozen(zoneout), recurrent_dropout), made
         for block in self._blocks():
             for slot in block.slots:
                 value = torch.empty(slot.shape, device=device, dtype=dtype)
@@ -121,9 +137,9 @@ class Layer(nn.RNNBase):
     def _prepare(self) -> None:
         """Make what torch.compile and export could not make inside `forward`; without effect if made."""
         self._blocks()
-        torch_step(self.cell.step if self.bias else self.cell.step_without_bias)
-        cell = self.cell
-        _ = cell.input_gates, cell.recurrent_gates, cell.reference  # kept by the cell, under a lock
+        for cell in dict.fromkeys((self.cell, self._cell_of(True), self._cell_of(False))):
+            torch_step(cell.step if self.bias else cell.step_without_bias)
+            _ = cell.input_gates, cell.recurrent_gates, cell.reference  # kept by the cell, under a lock
 
     # Plain nn.Module behaviour: weights are read by name at every call, so nothing is cached that
     # could go stale under .to(), functional_call, parametrize or DataParallel.
@@ -141,6 +157,37 @@ class Layer(nn.RNNBase):
         nn.Module._apply(self, fn, recurse)
         self.flatten_parameters()
         return self
+
+    def _cell_of(self, is_training: bool) -> Cell:
+        """The cell with what zoneout= and recurrent_dropout= add to it."""
+        if self._masks is None:
+            return self.cell
+        return self._masks.in_training if is_training else self._masks.in_evaluation
+
+    @property
+    def zoneout(self) -> masks.Zoneout:
+        """As it was given; may be set, which takes effect at the next call."""
+        given = self._regularisers[0]
+        return MappingProxyType(given) if isinstance(given, Mapping) else given
+
+    @zoneout.setter
+    def zoneout(self, value: masks.Zoneout) -> None:
+        self._regularise(value, self.recurrent_dropout)
+
+    @property
+    def recurrent_dropout(self) -> float:
+        """As it was given; may be set, which takes effect at the next call."""
+        return self._regularisers[1]
+
+    @recurrent_dropout.setter
+    def recurrent_dropout(self, value: float) -> None:
+        self._regularise(self.zoneout, value)
+
+    def _regularise(self, zoneout: masks.Zoneout, recurrent_dropout: float) -> None:
+        self._masks = masks.of_options(self.cell, zoneout, recurrent_dropout)
+        self._regularisers = _frozen(zoneout), recurrent_dropout
+        self.__dict__.pop("_quick", None)  # it remembers the cell
+        self._prepare()
 
     @property
     def num_directions(self) -> int:
@@ -236,10 +283,10 @@ class Layer(nn.RNNBase):
         """The options that differ from their defaults, as torch.nn prints them."""
         text = f"{self.input_size}, {self.hidden_size}"
         defaults: dict[str, Any] = {"proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False}
-        defaults |= {"dropout": 0.0, "bidirectional": False, "num_heads": 1, "backend": "auto"}
-        defaults["recompute"] = False
+        defaults |= {"dropout": 0.0, "zoneout": 0.0, "recurrent_dropout": 0.0}
+        defaults |= {"bidirectional": False, "num_heads": 1, "backend": "auto", "recompute": False}
         for name, default in defaults.items():
-            value = getattr(self, name)
+            value = dict(value) if isinstance(value := getattr(self, name), Mapping) else value
             if value != default:
                 text += f", {name}={value!r}" if isinstance(value, str) else f", {name}={value}"
         return text
@@ -329,13 +376,19 @@ class Layer(nn.RNNBase):
 
     def _run(self, case: Case, reset: Tensor | None) -> Result:
         if reset is None:
-            return choice.run(case, self.backend)
+            return self._run_drawn(case)
         return resets.run(
             case,
             reset,
             lambda batch: self.initial_states(batch, case.states[0]),
-            lambda pieces: choice.run(pieces, self.backend),
+            self._run_drawn,
         )
+
+    def _run_drawn(self, case: Case) -> Result:
+        """Run a case with the masks it wants."""
+        if self._masks is not None and self.training:
+            case = self._masks.drawn(case)
+        return choice.run(case, self.backend)
 
     def _forward_packed(
         self, packed: PackedSequence, hx: State | None, reset: Tensor | PackedSequence | None
@@ -460,7 +513,7 @@ class Layer(nn.RNNBase):
 
     def _case(self, input: Tensor, states: tuple[Tensor, ...], batch_sizes: Tensor | None = None) -> Case:
         return Case(
-            cell=self.cell,
+            cell=self._cell_of(self.training),
             has_bias=self.bias,
             hidden_size=self.hidden_size,
             proj_size=self.proj_size,
@@ -505,6 +558,11 @@ class Layer(nn.RNNBase):
             text = f"For {kind} input, hx and cx should also be {wanted}-D but got ({given}) tensors"
         shape = "[L*D, B, H]" if is_batched else "[L*D, H]"
         raise ShapeError(f"{text}: each state is {shape}")
+
+
+def _frozen(zoneout: masks.Zoneout) -> masks.Zoneout:
+    """The option, which a later change of the user's mapping does not change."""
+    return dict(zoneout) if isinstance(zoneout, Mapping) else zoneout
 
 
 # The names torch.nn gives its modes; some code reads `layer.mode`.

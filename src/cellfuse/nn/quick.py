@@ -119,7 +119,7 @@ def of(layer: Layer) -> Quick | None:
 
 def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
     """`Layer.forward` by one call of the kernel, or of torch's operator: x [T, B, I], or batch first."""
-    if layer.recompute or is_mode_active():
+    if layer.recompute or is_mode_active() or (layer._masks is not None and layer.training):
         return None
     dtype, shape = x.dtype, x.shape
     if (dtype is not torch.float32 and dtype is not torch.float64) or not is_plain(x, dtype):
@@ -204,7 +204,7 @@ def _made(layer: Layer, x: Tensor, is_trained: bool) -> _Stack | Operator | None
             return Operator(case)
         if chosen != "cpu":
             return None
-        fused = fused_step(layer.cell, layer.bias, sizes, x.dtype)
+        fused = fused_step(case.cell, layer.bias, sizes, x.dtype)
         names = [name for name, _ in layer._blocks()[0].names]
         if not (Trained.is_possible(fused, names) if is_trained else is_plain_layout(fused)):
             return None
@@ -216,7 +216,7 @@ def _made(layer: Layer, x: Tensor, is_trained: bool) -> _Stack | Operator | None
             mine = [state[k * len(times) : (k + 1) * len(times)].clone() for state in initial]
             if is_trained:
                 shapes = {name: value.shape for name, value in case.weights[k * len(times)].items()}
-                each = [Direction(layer.cell, sizes, layer.bias, bool(d), False, tuple(names)) for d in flags]
+                each = [Direction(case.cell, sizes, layer.bias, bool(d), False, tuple(names)) for d in flags]
                 made.append(Trained(each, fused, times, features, mine, shapes))
             else:
                 made.append(Whole(fused, times, features, mine, names))

@@ -11,6 +11,7 @@ from cellfuse.cells.lstm import lstm, projected_lstm
 from cellfuse.cells.rnn import rnn, rnn_relu
 from cellfuse.errors import OptionError
 from cellfuse.nn.layer import Layer
+from cellfuse.nn.masks import Zoneout
 
 
 class RNN(Layer):
@@ -33,12 +34,15 @@ class RNN(Layer):
         device: Any = None,
         dtype: Any = None,
         *,
+        zoneout: Zoneout = 0.0,
+        recurrent_dropout: float = 0.0,
         backend: str = "auto",
         recompute: bool = False,
     ) -> None:
         cell = cell_of_nonlinearity(nonlinearity)
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
-        super().__init__(cell, input_size, hidden_size, *options, backend=backend, recompute=recompute)
+        own = {"zoneout": zoneout, "recurrent_dropout": recurrent_dropout, "recompute": recompute}
+        super().__init__(cell, input_size, hidden_size, *options, backend=backend, **own)
         self.nonlinearity = nonlinearity
 
 
@@ -61,11 +65,14 @@ class GRU(Layer):
         device: Any = None,
         dtype: Any = None,
         *,
+        zoneout: Zoneout = 0.0,
+        recurrent_dropout: float = 0.0,
         backend: str = "auto",
         recompute: bool = False,
     ) -> None:
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
-        super().__init__(gru, input_size, hidden_size, *options, backend=backend, recompute=recompute)
+        own = {"zoneout": zoneout, "recurrent_dropout": recurrent_dropout, "recompute": recompute}
+        super().__init__(gru, input_size, hidden_size, *options, backend=backend, **own)
 
 
 class LSTM(Layer):
@@ -88,12 +95,15 @@ class LSTM(Layer):
         device: Any = None,
         dtype: Any = None,
         *,
+        zoneout: Zoneout = 0.0,
+        recurrent_dropout: float = 0.0,
         backend: str = "auto",
         recompute: bool = False,
     ) -> None:
         cell = projected_lstm if proj_size else lstm
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
-        super().__init__(cell, input_size, hidden_size, *options, backend=backend, recompute=recompute)
+        own = {"zoneout": zoneout, "recurrent_dropout": recurrent_dropout, "recompute": recompute}
+        super().__init__(cell, input_size, hidden_size, *options, backend=backend, **own)
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:
         """The shape of c, as torch.nn.LSTM's method gives it."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def make(layer: Layer, batch: int, dtype: torch.dtype) -> Step:
     """The memory and tables of one step of a layer. batch: 0 for states without a batch axis."""
     sizes = Sizes(layer.hidden_size, layer.proj_size, layer.num_heads)
-    fused = fused_step(layer.cell, layer.bias, sizes, dtype)
+    fused = fused_step(layer._cell_of(False), layer.bias, sizes, dtype)
     names = [name for name, _ in layer._blocks()[0].names]
     with torch.inference_mode(False), torch.no_grad():
         initial = layer.initial_states(max(batch, 1), torch.empty(0, dtype=dtype, device="cpu"))
@@ -49,7 +49,9 @@ def step(layer: Layer, x: Tensor, state: Any) -> tuple[Tensor, State] | None:
         return None
     if layer._forward_hooks or layer._forward_pre_hooks or has_global_hooks():
         return None
-    if layer._backward_hooks or layer._backward_pre_hooks or (layer.training and layer.dropout):
+    if layer._backward_hooks or layer._backward_pre_hooks:
+        return None
+    if layer.training and (layer.dropout or layer._masks is not None):
         return None
     is_grad = torch.is_grad_enabled()
     if is_grad and x.requires_grad:

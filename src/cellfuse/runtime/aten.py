@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cellfuse.cell import Cell
+from cellfuse.masked import Masked
 from cellfuse.runtime.case import Case, Result, Weights
 from cellfuse.runtime.private import (
     has_onednn_bfloat16,
@@ -27,6 +28,8 @@ def why_not(case: Case) -> str:
     if case.must_recompute:
         return "recompute=True: torch's operator keeps what it will read in the backward pass"
     input = case.input
+    if isinstance(case.cell, Masked):
+        return "torch's operators know neither zoneout nor recurrent dropout"
     if not case.cell.aten:
         return f"torch has no operator for the cell {case.cell.name}"
     if input.numel() == 0 or 0 in case.states[0].shape:

@@ -12,6 +12,7 @@ from torch import Tensor
 from cellfuse.cell import Cell
 from cellfuse.codegen.cpu.layout import Layout
 from cellfuse.codegen.program import Place, Sum
+from cellfuse.graph.masks import MASKS
 from cellfuse.graph.ops import Shape
 from cellfuse.runtime.case import Weights
 
@@ -59,6 +60,7 @@ class Columns:
 
     Attributes:
         outers: the large products after the loop that belong to matrices of the step.
+        masks: where the step reads each mask, by its label, which is its name among the weights.
     """
 
     def __init__(self, cell: Cell, layout: Layout) -> None:
@@ -71,6 +73,9 @@ class Columns:
         self.rows = {s.label: s.left[0] for s in self.program.sums if s.kind == "rows"}
         self.matrices = [leaf.label for leaf in self.program.step.of_role("matrix")]
         fixed = [i for i in self.program.step.inputs if i.role in ("diagonal", "bias", "parameter")]
+        self.masks = {
+            leaf.label: place for leaf, place in self.program.infer.places.items() if leaf.role in MASKS
+        }
         self.parameters = [i.label for i in fixed if i.shape]
         self.constants = [i.label for i in fixed if not i.shape]
         self._recipes: dict[str, list[tuple[object, int, int]]] = {}
@@ -250,12 +255,14 @@ class Columns:
     def gradients(
         self, weights: Weights, sums: Mapping[object, Tensor], whole: Mapping[str, Tensor] = _NONE
     ) -> dict[str, Tensor]:
-        """The gradient of each weight, from the large products and the sums of rows by buffer.
+        """The gradient of each weight, from the large products and the sums of rows by buffer; of no mask.
 
         Those in `whole` are ready. Each has memory of its own: a user may change one in place.
         """
         found = {}
         for name, weight in weights.items():
+            if name in self.masks:
+                continue
             if name in whole:
                 found[name] = whole[name]
                 continue

@@ -13,9 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cellfuse.cell import Cell, cell_of_reference
+from cellfuse.cell import Cell
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.errors import ShapeError
+from cellfuse.masked import cell_of_reference
 from cellfuse.runtime import cuda_step, eager
 from cellfuse.runtime.case import Case, Weights
 from cellfuse.runtime.fused import Fused, Kept, fused_step
@@ -213,8 +214,22 @@ def backward(
     found = []
     for (direction, _), tensors, (dx, dstates, dweights) in zip(calls, values, made, strict=True):
         dx = None if dx is None else dx.view(tensors[0].shape)
-        found.append([dx, *dstates, *(dweights[name].contiguous() for name in direction.names)])
+        found.append([dx, *dstates, *_of_names(direction, tensors, dweights, is_operator)])
     return found
+
+
+def _of_names(
+    direction: Direction, values: Sequence[Tensor], found: Weights, is_operator: bool
+) -> list[Tensor | None]:
+    """The gradients of the weights in order; of masks there are none, for which operators return zeros."""
+    _, _, weights = direction.split(values)
+    made: list[Tensor | None] = []
+    for name in direction.names:
+        if name in found:
+            made.append(found[name].contiguous())
+        else:
+            made.append(torch.zeros_like(weights[name]) if is_operator else None)
+    return made
 
 
 def direction_text(
@@ -257,6 +272,9 @@ def check_shapes(direction: Direction, values: Sequence[Tensor]) -> None:
             last = wanted.get(name, [0])[0]
             wanted[name] = [max(last, first + count)]
     batch = states[0].shape[0] if states else 0
+    for name, place in columns.masks.items():
+        lead = [batch] if columns.program.buffers[place.buffer].rows == "batch" else list(x.shape[:-1])
+        wanted[name] = [*lead, width[columns.shape(place)[0]]]
     shapes = direction.kernel(x).shapes
     named = {
         f"state {k}": (value, [batch, width[shape[0]]])

@@ -18,8 +18,8 @@ from cellfuse.runtime.case import Case, Result, Weights
 from cellfuse.runtime.torch_text import Product, torch_step
 
 States = tuple[Tensor, ...]
-# (input products of one time step, states) -> (output, new states)
-Step = Callable[[Tensor, States], tuple[Tensor, States]]
+# (input products and masks of one time step, states) -> (output, new states)
+Step = Callable[[States, States], tuple[Tensor, States]]
 
 
 def why_not(case: Case) -> str:
@@ -93,10 +93,10 @@ def run_direction(
 ) -> tuple[Tensor, States]:
     """One direction of one layer; of the case's tensors none is used."""
     step = make_step(case, weights)
-    products = input_products(case, weights, value)
+    rows = input_products(case, weights, value), *(weights[m.label] for m in case.step.of_role("mask"))
     if sizes is None:
-        return _over_time(step, products, states, is_reverse, case)
-    return _over_packed(step, products.split(sizes), states, is_reverse)
+        return _over_time(step, rows, states, is_reverse, case)
+    return _over_packed(step, list(zip(*(row.split(sizes) for row in rows), strict=True)), states, is_reverse)
 
 
 def input_products(case: Case, weights: Weights, value: Tensor) -> Tensor:
@@ -106,6 +106,10 @@ def input_products(case: Case, weights: Weights, value: Tensor) -> Tensor:
     return F.linear(value, weights["weight_ih"], weights.get("bias_ih"))
 
 
+# Roles of the leaves whose values depend on the time step or on which sequences are alive.
+_MOVING = ("input product", "state", "mask", "lasting mask")
+
+
 def make_step(case: Case, weights: Weights) -> Step:
     """The function of one time step with its weights cut up once, before the loop."""
     cell, made = case.cell, torch_step(case.step)
@@ -113,13 +117,17 @@ def make_step(case: Case, weights: Weights) -> Step:
     joined = [part for product in made.products for part in _rows(case, weights, product)]
     size = _sizes(case, weights)
     num_gates = len(cell.input_gates)
-    moving = {leaf.label for role in ("input product", "state") for leaf in case.step.of_role(role)}
+    moving = {leaf.label for role in _MOVING for leaf in case.step.of_role(role)}
     wanted = [label for label in made.inputs if label not in moving]
     constants = [fixed[label] for label in wanted]
+    lasting = [weights[mask.label] for mask in case.step.of_role("lasting mask")]
 
-    def step(products: Tensor, values: States) -> tuple[Tensor, States]:
+    def step(rows: States, values: States) -> tuple[Tensor, States]:
+        products, *masks = rows
         gates = products.chunk(num_gates, -1) if num_gates else ()
-        output, *new = made.function(*gates, *values, *constants, *joined, size)
+        # Packed sequences are sorted, so that those still alive are the first.
+        alive = [mask[: values[0].shape[0]] for mask in lasting]
+        output, *new = made.function(*gates, *values, *constants, *alive, *masks, *joined, size)
         return output, tuple(new)
 
     return step
@@ -169,45 +177,48 @@ def _sizes(case: Case, weights: Weights) -> dict[str, Tensor]:
 
 
 def _over_time(
-    step: Step, products: Tensor, states: States, is_reverse: bool, case: Case
+    step: Step, rows: States, states: States, is_reverse: bool, case: Case
 ) -> tuple[Tensor, States]:
-    """Equal lengths: products [T, B, G*H]."""
+    """Equal lengths: rows are products [T, B, G*H] and masks [T, B, H]."""
     outputs = []
-    for product in reversed(products.unbind(0)) if is_reverse else products.unbind(0):
-        output, states = step(product, states)
+    each = list(zip(*(row.unbind(0) for row in rows), strict=True))
+    for row in reversed(each) if is_reverse else each:
+        output, states = step(row, states)
         outputs.append(output)
     if not outputs:
         width = case.proj_size or case.hidden_size
         # Autocast may give results another dtype than the states have: the one of a step of no sequences.
-        like, made = step(products.new_empty(0, products.shape[-1]), tuple(s[:0] for s in states))
+        none = tuple(row.new_empty(0, row.shape[-1]) for row in rows)
+        like, made = step(none, tuple(s[:0] for s in states))
         # Made from the input, so that an empty output can be differentiated like any other.
-        output = products.sum(-1, keepdim=True).expand(0, states[0].shape[0], width)
+        output = rows[0].sum(-1, keepdim=True).expand(0, states[0].shape[0], width)
         pairs = zip(states, made, strict=True)
         return output.to(like.dtype), tuple(state.to(new.dtype) for state, new in pairs)
     return torch.stack(outputs[::-1] if is_reverse else outputs), states
 
 
 def _over_packed(
-    step: Step, products: Sequence[Tensor], states: States, is_reverse: bool
+    step: Step, rows: Sequence[States], states: States, is_reverse: bool
 ) -> tuple[Tensor, States]:
     """Packed: at each time step only the first so many sequences, longest first, are alive."""
     outputs = []
     if is_reverse:
-        alive = tuple(state[: len(products[-1])] for state in states)
-        for product in reversed(products):
-            start, stop = len(alive[0]), len(product)
+        alive = tuple(state[: len(rows[-1][0])] for state in states)
+        for row in reversed(rows):
+            start, stop = len(alive[0]), len(row[0])
             if stop > start:  # sequences that end here begin their way back
                 joining = (state[start:stop] for state in states)
                 alive = tuple(torch.cat(pair) for pair in zip(alive, joining, strict=True))
-            output, alive = step(product, alive)
+            output, alive = step(row, alive)
             outputs.append(output)
         return torch.cat(outputs[::-1]), alive
     ended: list[States] = []
-    for product in products:
-        if len(product) < len(states[0]):
-            ended.append(tuple(state[len(product) :] for state in states))
-            states = tuple(state[: len(product)] for state in states)
-        output, states = step(product, states)
+    for row in rows:
+        count = len(row[0])
+        if count < len(states[0]):
+            ended.append(tuple(state[count:] for state in states))
+            states = tuple(state[:count] for state in states)
+        output, states = step(row, states)
         outputs.append(output)
     parts = [states, *reversed(ended)]
     return torch.cat(outputs), tuple(torch.cat(each) for each in zip(*parts, strict=True))

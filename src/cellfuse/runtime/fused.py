@@ -261,6 +261,9 @@ class Fused:
         if columns.constants:
             alive.append(torch.stack([columns.leaf(weights, n) for n in columns.constants]))
             session.give("constants", alive[-1])
+        for label, place in columns.masks.items():
+            alive.append(columns.spread(weights[label], columns.shape(place)).contiguous())
+            session.give(place.buffer, alive[-1])
         session.set_starts(times.starts)
         return alive
 

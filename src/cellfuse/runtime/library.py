@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from cellfuse.errors import BackendError
+from cellfuse.graph.masks import is_mask
+from cellfuse.masked import has_masks
 from cellfuse.runtime.direction import Call, Direction, check_shapes, direction_of
 from cellfuse.runtime.direction import backward as run_backward
 from cellfuse.runtime.direction import forward as run_forward
@@ -295,6 +297,9 @@ def _is_transformed(gradients: Sequence[Tensor]) -> bool:
 
 def _forward_autograd(x, states, weights, batch_sizes, direction, keep):  # type: ignore[no-untyped-def]
     values = (x, *states, *weights)
+    for name, weight in zip(direction_of(direction).names, weights, strict=True):
+        if weight.requires_grad and is_mask(name):
+            raise BackendError(f"cellfuse::forward: the mask {name} requires a gradient; masks have none")
     if is_functorch_active() or is_forward_ad_active():
         if keep:
             raise BackendError("cellfuse::forward with keep=True has no derivative of its own")
@@ -322,6 +327,8 @@ def _backward_autograd(gradients, x, states, weights, batch_sizes, kept, directi
 def _forward_vmap(info, in_dims, x, states, weights, batch_sizes, direction, keep):  # type: ignore[no-untyped-def]
     x_dim, state_dims, weight_dims, sizes_dim, *_ = in_dims
     count = info.batch_size
+    if has_masks(direction_of(direction).cell):  # theirs are B rows, not N * B
+        return _one_by_one(forward, info, in_dims, x, states, weights, batch_sizes, direction, keep)
     if sizes_dim is not None or batch_sizes is not None or any(d is not None for d in weight_dims):
         return _one_by_one(forward, info, in_dims, x, states, weights, batch_sizes, direction, keep)
     # With the same weights they are one batch: [T, N * B, I].

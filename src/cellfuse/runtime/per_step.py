@@ -17,7 +17,7 @@ from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.codegen.cuda.kernel import Launcher
 from cellfuse.codegen.cuda.launches import Multiplication, Pointwise
 from cellfuse.codegen.cuda.layout import cuda_layout
-from cellfuse.codegen.cuda.pointwise import LARGE, pointwise
+from cellfuse.codegen.cuda.pointwise import is_stored, pointwise
 from cellfuse.codegen.lower import lower
 from cellfuse.codegen.program import Place
 from cellfuse.runtime import graphs
@@ -92,12 +92,12 @@ class PerStep:
 
     def dtype_of(self, name: str) -> torch.dtype:
         """Of the numbers in a buffer."""
-        return self.dtype if name in LARGE else self.real
+        return self.dtype if is_stored(name) else self.real
 
     def memory(self, loop: str, times: Times, like: Tensor, kept: Kept | None = None) -> Memory:
         """Memory for one run of a loop over so many rows; what the forward loop left is taken as it is."""
         rows = {"time": int(times.starts[-1]), "batch": times.batch, "once": 1}
-        tensors = {}
+        tensors, masks = {}, {place.buffer for place in self.columns.masks.values()}
         others = [name for name in ("infer", "forward", "backward") if name != loop]
         unread = {
             "infer": ("kept", "kept_numbers", "carry"),
@@ -108,7 +108,8 @@ class PerStep:
             stride = self.layout.strides[name]
             is_other = name.startswith(tuple(f"{other}_" for other in others))
             is_gradient = loop != "backward" and "gradient" in name
-            if name == "states" or not stride or is_other or is_gradient or name in unread:
+            is_given = name == "states" or name in masks  # see `load_weights`
+            if is_given or not stride or is_other or is_gradient or name in unread:
                 continue
             if kept is not None and name in kept.buffers:
                 tensors[name] = kept.buffers[name].to(self.dtype_of(name))  # an operator's may be float32
@@ -170,6 +171,14 @@ class PerStep:
         if columns.constants:
             values = [columns.leaf(weights, name).to(self.real) for name in columns.constants]
             torch.stack(values, out=tensors["constants"][0])
+        for label, place in columns.masks.items():
+            value = weights[label].reshape(-1, weights[label].shape[-1]).contiguous()
+            if not memory.is_fixed:
+                tensors[place.buffer] = value
+            elif place.buffer in tensors:
+                tensors[place.buffer].copy_(value)
+            else:
+                tensors[place.buffer] = value.clone()
         made = [
             [self._matrix(one, weights) for one in launch.products] for launch in self.pointwise.loops[loop]
         ]

@@ -22,6 +22,11 @@ LOOPS = ("infer", "forward", "backward")
 LARGE = ("products", "kept", "output", "output_gradient", "gradients")
 
 
+def is_stored(buffer: str) -> bool:
+    """Whether a buffer's values are stored in the layer's format, masks as they are drawn."""
+    return buffer in LARGE or buffer.startswith("mask_")
+
+
 def name_of(place: Place) -> str:
     """The parameter that points to a place's buffer; every state has its own."""
     is_state = place.buffer in ("before", "after")
@@ -79,7 +84,7 @@ class _Text:
         made = [("rows", "long long")]
         for name in program.buffers:
             if name != "states":
-                made.append((name, f"{self.stored if name in LARGE else number}*"))
+                made.append((name, f"{self.stored if is_stored(name) else number}*"))
         for column in range(len(program.buffers["states"].columns)):
             made += [(f"before_{column}", f"{number}*"), (f"after_{column}", f"{number}*")]
         made += [(f"results_{k}", f"{self.stored}*") for k in range(self.most_results)]

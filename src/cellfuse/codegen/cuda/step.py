@@ -14,6 +14,7 @@ from cellfuse.codegen.cuda.gradients import Backward
 from cellfuse.codegen.cuda.writer import ROWS, Writer
 from cellfuse.codegen.program import Loop, Place, Program
 from cellfuse.graph.expr import Expr
+from cellfuse.graph.masks import MASKS
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def why_no_step(program: Program) -> str:
     """Why a kernel of the whole loop cannot run the program; empty if it can."""
     loops = (program.infer, program.forward, program.backward)
     name = program.step.name
+    if any(leaf.role in MASKS for leaf in program.step.inputs):
+        return f"{name} has masks of zoneout or recurrent dropout, which kernels of the whole loop do not read"
     for buffer in program.buffers.values():
         if ("P",) in buffer.columns:
             return f"{name} has a projection, a second product in each step"
