@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 
-from cellfuse import cell as cells
 from cellfuse.cell import Cell
+from cellfuse.cell import cell_of_reference as unmasked_of_reference
 from cellfuse.graph.graph import Graph
 from cellfuse.graph.masks import MASKS, with_masks
 
@@ -81,7 +81,7 @@ def has_masks(cell: Cell) -> bool:
 def cell_of_reference(reference: str) -> Cell:
     """As `cellfuse.cell.cell_of_reference`, masked cells included."""
     name, *options = reference.split("+")
-    base = cells.cell_of_reference(name)
+    base = unmasked_of_reference(name)
     if not options:
         return base
     shares = dict(part.split("=") for part in options[0].split(",") if part)
