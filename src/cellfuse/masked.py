@@ -1,4 +1,4 @@
-"""A cell whose step has zoneout and recurrent dropout: the same cell to every backend, with masks among its weights.
+"""A cell whose step has zoneout and recurrent dropout: to every backend a cell, with masks among its weights.
 
 Does not draw masks: see `cellfuse.nn.masks`.
 """
@@ -59,7 +59,7 @@ class Masked(Cell):
 
 
 def masked(base: Cell, zoneout: Mapping[str, float | None], has_dropout: bool) -> Cell:
-    """The cell with masks, always the same object for the same arguments; the base itself if there are none."""
+    """The cell with masks, the same object for the same arguments; the base itself if there are none."""
     given = tuple((state, zoneout[state]) for state in base.states if state in zoneout)
     if not given and not has_dropout:
         return base

@@ -6,85 +6,12 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import cellfuse as cf
-import masked
 from cellfuse.cells import CELLS
 from cellfuse.errors import BackendError, OptionError, OptionTypeError
-from compare import array, assert_same
+from compare import assert_same
+from masked import LENGTHS, B, I, T, assert_reference, drawn, has_products, inputs, make, run
 
-T, B, I = 4, 3, 3
-LENGTHS = [4, 3, 1]
 BACKENDS = ["cpu", "eager"]
-
-
-def has_products(name):
-    cell = CELLS[name]
-    return any(leaf.label.startswith("R_") for leaf in cell.step.inputs)
-
-
-def make(name, H=5, backend="cpu", zoneout=0.3, dropout=0.4, **options):
-    if not isinstance(zoneout, dict) and zoneout and name in masked.SHARES:
-        zoneout = masked.SHARES[name]
-    dropout = dropout if has_products(name) else 0.0
-    given = {"dtype": torch.float64} | masked.options_of(name, H) | options
-    torch.manual_seed(0)
-    return CELLS[name].layer(I, H, zoneout=zoneout, recurrent_dropout=dropout, backend=backend, **given)
-
-
-def inputs(layer, batch=B, steps=T):
-    torch.manual_seed(2)
-    x = torch.randn(steps, batch, I, dtype=torch.float64)
-    # Positive, because sLSTM divides by one of its states.
-    hx = [torch.rand_like(value.nan_to_num(neginf=0.0)) + 0.5 for value in layer.initial_states(batch, x)]
-    return [value.requires_grad_() for value in (x, *hx)]
-
-
-def run(layer, x, hx, lengths=None):
-    """Output [T, B, ...] and final states, after torch.manual_seed(7)."""
-    torch.manual_seed(7)
-    states = tuple(hx) if len(hx) > 1 else hx[0]
-    output, finals = layer(x if lengths is None else pack_padded_sequence(x, lengths), states)
-    if lengths is not None:
-        output = pad_packed_sequence(output, total_length=len(x))[0]
-    return [output, *(finals if isinstance(finals, tuple) else (finals,))]
-
-
-def drawn(layer, lengths=None, batch=B, steps=T):
-    torch.manual_seed(7)
-    rows = (steps, batch) if lengths is None else (sum(lengths),)
-    return masked.draw(layer, rows, batch, torch.float64)
-
-
-def assert_reference(layer, lengths=None, batch=B, steps=T):
-    """Output, states and every gradient, the latter by differences of the reference along random directions."""
-    x, *hx = inputs(layer, batch, steps)
-    given = [x, *hx, *dict(layer.named_parameters()).values()]
-    names = ["x", *(f"hx{k}" for k in range(len(hx))), *dict(layer.named_parameters())]
-    masks = drawn(layer, lengths, batch, steps) if layer.training else None
-    got = run(layer, x, hx, lengths)
-    kept = {name: array(value) for name, value in zip(names, given, strict=True)}
-    fixed = {name: array(value) for name, value in layer.named_buffers()}
-
-    def reference(values):
-        states = [values[f"hx{k}"] for k in range(len(hx))]
-        length = lengths or [steps] * batch
-        output, finals = masked.stack(layer, values["x"], states, fixed | values, masks, length)
-        return [output, *finals]
-
-    want = reference(kept)
-    for a, b in zip(got, want, strict=True):
-        assert_same(a, b, tolerance=1e-12)
-    rng = np.random.default_rng(3)
-    weights = [rng.normal(size=value.shape) for value in want]
-    loss = sum((v * torch.from_numpy(w)).sum() for v, w in zip(got, weights, strict=True))
-    grads = torch.autograd.grad(loss, given, allow_unused=True, materialize_grads=True)
-    for name, grad in zip(names, grads, strict=True):
-        way, tiny = rng.normal(size=kept[name].shape), 1e-6
-        ends = [
-            sum((v * w).sum() for v, w in zip(reference(kept | {name: kept[name] + e}), weights, strict=True))
-            for e in (tiny * way, -tiny * way)
-        ]
-        slope, found = (ends[0] - ends[1]) / (2 * tiny), (array(grad) * way).sum()
-        assert abs(slope - found) < 1e-6 * max(1, abs(slope)), (name, slope, found)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -106,7 +33,9 @@ def test_packed_stacks_in_both_directions(name, H, backend):
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm"])
-@pytest.mark.parametrize("options", [{"bias": False}, {"recompute": True}, {"zoneout": {"h": 0.5}, "dropout": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{"bias": False}, {"recompute": True}, {"zoneout": {"h": 0.5}, "dropout": 0.0}]
+)
 def test_options(name, options):
     assert_reference(make(name, **options))
     assert_reference(make(name, **options), LENGTHS)
@@ -124,12 +53,14 @@ def test_one_step_one_sequence_and_none():
 def test_the_forms_of_input_draw_the_same_masks():
     layer, first = make("lstm"), make("lstm", batch_first=True)
     x, *hx = inputs(layer, 1)
-    want = run(layer, x, hx)
-    for a, b in zip(run(first, x.transpose(0, 1), hx), want, strict=True):
-        assert_same(a.transpose(0, 1) if a is not b and a.shape[0] == 1 and a.dim() == 3 and a.shape[1] == T else a, b)
-    alone = run(layer, x[:, 0], [state[:, 0] for state in hx])
-    for a, b in zip(alone, want, strict=True):
-        assert_same(a, b.squeeze(1))
+    output, *want = run(layer, x, hx)
+    made, *finals = run(first, x.transpose(0, 1), hx)
+    alone, *ends = run(layer, x[:, 0], [state[:, 0] for state in hx])
+    assert_same(made.transpose(0, 1), output)
+    assert_same(alone, output[:, 0])
+    for state, one, other in zip(want, finals, ends, strict=True):
+        assert_same(one, state)
+        assert_same(other, state[:, 0])
 
 
 def test_a_seed_makes_the_masks_again_and_every_call_draws():
@@ -158,7 +89,7 @@ def test_padding_of_packed_input_does_not_matter():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_resets_draw_for_the_pieces(backend):
-    """A piece is a sequence: its own mask of recurrent dropout; the layer on the packed pieces is the same."""
+    """A piece is a sequence, with a mask of recurrent dropout of its own."""
     layer = make("lstm", backend=backend)
     x, *hx = inputs(layer, 2)
     reset = torch.zeros(T, 2, dtype=torch.bool)
@@ -211,7 +142,7 @@ def test_masks_have_their_shares():
 
 
 def test_the_mean_of_many_draws_is_the_input_of_the_next_step():
-    """E[mask / (1 - p)] is 1: the pre-activation of a linear cell has the mean of the cell without dropout."""
+    """E[mask / (1 - p)] is 1: where tanh is linear the mean is that without dropout."""
     layer = make("rnn", 40, zoneout=0.0, dropout=0.5)
     h = torch.rand(1, 1, 40, dtype=torch.float64).expand(-1, 20000, -1).contiguous() * 1e-3
     x = torch.zeros(1, 20000, I, dtype=torch.float64)
@@ -226,11 +157,17 @@ def test_the_mean_of_many_draws_is_the_input_of_the_next_step():
     ("option", "text"),
     [
         ({"zoneout": {"x": 0.1}}, "zoneout={'x': 0.1}: lstm has no state 'x'; its states are h, c"),
-        ({"zoneout": 1.0}, r"zoneout should be a number in range \[0, 1\), without 1, or a mapping .*, got 1.0"),
+        (
+            {"zoneout": 1.0},
+            r"zoneout should be a number in range \[0, 1\), without 1, or a mapping .*, got 1.0",
+        ),
         ({"zoneout": -0.1}, "got -0.1"),
         ({"zoneout": float("nan")}, "got nan"),
         ({"zoneout": {"c": 2}}, r"zoneout of state c should be a number in range \[0, 1\), without 1, got 2"),
-        ({"recurrent_dropout": 1}, r"recurrent_dropout should be a number in range \[0, 1\), without 1, got 1"),
+        (
+            {"recurrent_dropout": 1},
+            r"recurrent_dropout should be a number in range \[0, 1\), without 1, got 1",
+        ),
     ],
 )
 def test_wrong_numbers(option, text):
@@ -251,9 +188,11 @@ def test_wrong_types(value):
 
 
 def test_what_a_cell_cannot_have():
-    with pytest.raises(OptionError, match="the cell mingru has no recurrent product .* Write zoneout="):
+    with pytest.raises(OptionError, match=r"the cell mingru has no recurrent product .* Write zoneout="):
         cf.cells.mingru.layer(3, 4, recurrent_dropout=0.1)
-    with pytest.raises(OptionError, match=r"state m of slstm begins with -inf.*zoneout=\{'h': 0.1, 'c': 0.1, 'n': 0.1\}"):
+    with pytest.raises(
+        OptionError, match=r"state m of slstm begins with -inf.*zoneout=\{'h': 0.1, 'c': 0.1, 'n': 0.1\}"
+    ):
         cf.cells.slstm.layer(3, 4, zoneout=0.1)
 
 

@@ -48,12 +48,14 @@ class Masks:
     def _draw(self, case: Case, rows: torch.Size, batch: int) -> dict[str, Tensor]:
         """Those of one layer and direction: first of its states in their order, then of its products."""
         widths, made = {"H": case.hidden_size, "P": case.proj_size}, {}
+        # Not made from the input, which under vmap would be many.
+        kind: dict[str, Any] = {"dtype": case.input.dtype, "device": case.input.device}
         for state, share in self.zoneout:
-            like = case.input.new_empty(*rows, widths[case.cell.width(state)])
+            like = torch.empty(*rows, widths[case.cell.width(state)], **kind)
             made[zoneout_label(state)] = torch.bernoulli(like, share)
         if self.dropout:
             width = next(m.shape[0] for m in case.step.inputs if m.label == DROPOUT)
-            like = case.input.new_empty(batch, widths[width])
+            like = torch.empty(batch, widths[width], **kind)
             made[DROPOUT] = torch.bernoulli(like, 1.0 - self.dropout) / (1.0 - self.dropout)
         return made
 

@@ -41,7 +41,11 @@ class RNN(Layer):
     ) -> None:
         cell = cell_of_nonlinearity(nonlinearity)
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
-        own = {"zoneout": zoneout, "recurrent_dropout": recurrent_dropout, "recompute": recompute}
+        own: dict[str, Any] = {
+            "zoneout": zoneout,
+            "recurrent_dropout": recurrent_dropout,
+            "recompute": recompute,
+        }
         super().__init__(cell, input_size, hidden_size, *options, backend=backend, **own)
         self.nonlinearity = nonlinearity
 
@@ -71,7 +75,11 @@ class GRU(Layer):
         recompute: bool = False,
     ) -> None:
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
-        own = {"zoneout": zoneout, "recurrent_dropout": recurrent_dropout, "recompute": recompute}
+        own: dict[str, Any] = {
+            "zoneout": zoneout,
+            "recurrent_dropout": recurrent_dropout,
+            "recompute": recompute,
+        }
         super().__init__(gru, input_size, hidden_size, *options, backend=backend, **own)
 
 
@@ -102,7 +110,11 @@ class LSTM(Layer):
     ) -> None:
         cell = projected_lstm if proj_size else lstm
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
-        own = {"zoneout": zoneout, "recurrent_dropout": recurrent_dropout, "recompute": recompute}
+        own: dict[str, Any] = {
+            "zoneout": zoneout,
+            "recurrent_dropout": recurrent_dropout,
+            "recompute": recompute,
+        }
         super().__init__(cell, input_size, hidden_size, *options, backend=backend, **own)
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, ...]:

@@ -53,7 +53,9 @@ def why_no_step(program: Program) -> str:
     loops = (program.infer, program.forward, program.backward)
     name = program.step.name
     if any(leaf.role in MASKS for leaf in program.step.inputs):
-        return f"{name} has masks of zoneout or recurrent dropout, which kernels of the whole loop do not read"
+        return (
+            f"{name} has masks of zoneout or recurrent dropout, which kernels of the whole loop do not read"
+        )
     for buffer in program.buffers.values():
         if ("P",) in buffer.columns:
             return f"{name} has a projection, a second product in each step"
