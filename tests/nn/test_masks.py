@@ -196,21 +196,24 @@ def test_what_a_cell_cannot_have():
         cf.cells.slstm.layer(3, 4, zoneout=0.1)
 
 
-def test_setting_an_option_takes_effect():
-    layer, fresh = make("lstm", zoneout=0.0, dropout=0.0), make("lstm")
-    x, *hx = inputs(layer)
+@pytest.mark.parametrize("H", [5, 16])
+def test_setting_an_option_takes_effect(H):
+    """Also where memory of an earlier call is used again, as calls without gradients do for 16 units."""
+    layer = make("lstm", H, zoneout=0.0, dropout=0.0)
+    x, *hx = (value.detach() for value in inputs(layer))
     for training in (True, False):
-        layer.train(training), fresh.train(training)
+        layer.train(training)
         for zoneout, dropout in ((0.0, 0.0), (0.3, 0.0), ({"c": 0.2}, 0.1), (0.0, 0.0)):
             layer.zoneout, layer.recurrent_dropout = zoneout, dropout
-            other = make("lstm", zoneout=zoneout, dropout=dropout).train(training)
-            for a, b in zip(run(layer, x, hx), run(other, x, hx), strict=True):
-                assert torch.equal(a, b)
-            with torch.no_grad():
-                torch.manual_seed(7)
-                step = layer.step(x[0])[0]
-                torch.manual_seed(7)
-                assert torch.equal(step, other.step(x[0])[0])
+            eager = make("lstm", H, "eager", zoneout=zoneout, dropout=dropout).train(training)
+            for is_grad in (True, False):
+                with torch.set_grad_enabled(is_grad):
+                    for a, b in zip(run(layer, x, hx), run(eager, x, hx), strict=True):
+                        assert_same(a, b)
+                    torch.manual_seed(7)
+                    step = layer.step(x[0])[0]
+                    torch.manual_seed(7)
+                    assert_same(step, eager.step(x[0])[0])
     layer.zoneout = {"h": 0.1}
     with pytest.raises(TypeError, match="item assignment"):
         layer.zoneout["h"] = 0.5
