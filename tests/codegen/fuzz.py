@@ -14,6 +14,7 @@ from cellfuse.codegen.lower import lower
 from cellfuse.graph.expr import leaf, node, size
 from cellfuse.graph.graph import Graph
 from cellfuse.graph.interpret import interpret
+from cellfuse.graph.masks import MASKS, with_masks
 from cellfuse.graph.ops import BLOCKS
 from cellfuse.graph.simplify import simplify
 from codegen.kernel_runner import KernelRun
@@ -86,7 +87,20 @@ def random_step(rng):
         new.append((f"new {state.label}", value))
     output = new[0][1] if rng.random() < 0.7 else node("tanh", node("add", pick(H), pick()))
     inputs = (*products, *carried, *matrices, *biases, *own)
-    return simplify(Graph("fuzz", inputs, (("output", output), *new))), kind
+    graph = simplify(Graph("fuzz", inputs, (("output", output), *new)))
+    if rng.random() < 0.4:
+        some = {state: rng.choice([None, None, 0.3]) for state in states if rng.random() < 0.7}
+        graph = with_masks(graph, some, bool(rng.random() < 0.5))
+    return graph, kind
+
+
+def random_masks(rng, graph, T, B, hidden):
+    """By label, those of time steps in the order of memory."""
+    return {
+        expr.label: rng.integers(0, 2, (T, B, hidden) if expr.role == "mask" else (B, hidden)) * 1.5
+        for expr in graph.inputs
+        if expr.role in MASKS
+    }
 
 
 def step_over_time(graph, products, states, fixed, axes):
@@ -94,8 +108,10 @@ def step_over_time(graph, products, states, fixed, axes):
     carried = [leaf.label for leaf in graph.of_role("state")]
     known = [leaf.label for leaf in graph.of_role("input product")]
     now, outputs = list(states), []
+    fresh = {label: fixed[label] for label in (mask.label for mask in graph.of_role("mask"))}
     for t in range(len(products[0])):
         given = {label: product[t] for label, product in zip(known, products, strict=True)}
+        fixed = fixed | {label: mask[t] for label, mask in fresh.items()}
         output, *now = interpret(graph, given | dict(zip(carried, now, strict=True)) | fixed, axes)
         now = [np.broadcast_to(value, state.shape) for value, state in zip(now, states, strict=True)]
         outputs.append(np.broadcast_to(output, states[0].shape))
@@ -119,7 +135,7 @@ def fuzz_one(seed, cases=5):
     fixed = {
         expr.label: rng.uniform(-1, 1, [axes[axis] for axis in expr.shape]) / hidden ** (len(expr.shape) > 1)
         for expr in graph.inputs
-        if expr.role not in ("input product", "state")
+        if expr.role not in ("input product", "state", *MASKS)
     }
     of_program = fixed | {bias: np.zeros(hidden) for bias, _ in program.moved}
     usable = [
@@ -140,13 +156,16 @@ def compare_case(rng, graph, program, kernel, fixed, axes):
     known = [leaf.label for leaf in graph.of_role("input product")]
     products = {label: rng.normal(size=(T, B, hidden)) for label in known}
     states = [rng.uniform(-1, 1, (B, hidden)) for _ in graph.of_role("state")]
-    output, finals = step_over_time(graph, [products[k][turn] for k in known], states, fixed[0], axes)
+    masks = random_masks(rng, graph, T, B, hidden)
+    turned = {label: mask[turn] if mask.ndim == 3 else mask for label, mask in masks.items()}
+    given = [products[k][turn] for k in known]
+    output, finals = step_over_time(graph, given, states, fixed[0] | turned, axes)
     moved = {label: value.copy() for label, value in products.items()}
     for bias, gate in program.moved:
         moved[gate] = moved[gate] + fixed[0][bias]
     given = [moved[f"{gate}.x"] for gate in program.inputs]
-    want = Run(program, [p[turn] for p in given], states, fixed[1], axes, T)
-    got = KernelRun(kernel, given, states, fixed[1], T, is_reverse)
+    want = Run(program, [p[turn] for p in given], states, fixed[1] | turned, axes, T)
+    got = KernelRun(kernel, given, states, fixed[1] | masks, T, is_reverse)
     close = {"rtol": 1e-7, "atol": 1e-8}
     for keep in (False, True):
         want.forward(keep=keep)

@@ -4,6 +4,7 @@ import numpy as np
 
 from cellfuse.codegen.cpu.compile import Kernel
 from cellfuse.codegen.cpu.layout import Layout, Sizes
+from cellfuse.graph.masks import MASKS
 
 GUARD = 64
 MARK = -12345.5
@@ -52,7 +53,7 @@ class KernelRun:
         for k, value in enumerate(products):
             self.put(self.column("products", k), value, ("H",))
         for expr, place in self.program.infer.places.items():
-            if place.buffer in ("parameters", "constants"):
+            if place.buffer in ("parameters", "constants") or expr.role in MASKS:
                 self.put(self.column(place.buffer, place.column), fixed[expr.label], expr.shape)
         self.matrices = {}
         for leaf in self.program.step.of_role("matrix"):
