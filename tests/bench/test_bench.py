@@ -23,6 +23,7 @@ BESIDE = {
     "ragged": {"torch.nn"},
     "directions": {"torch.nn"},
     "reset": {"torch.nn", "our layer without resets"},
+    "zoneout": {"torch.nn cell", "our layer without zoneout"},
     "stream": {"torch.nn", "torch.nn cell", "our stepper"},
     "custom": {"our LSTM"},
     "linear": {"our input product"},

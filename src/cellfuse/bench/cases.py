@@ -16,6 +16,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "ragged": ("inference", "training"),  # packed sequences of lengths from T/4 to T
     "directions": ("inference", "training"),  # bidirectional layers
     "reset": ("inference", "training"),  # episodes that start inside, at one time step in fifty
+    "zoneout": ("training",),  # units that keep their value: masks drawn anew at each time step
     "stream": ("inference",),  # one time step a call
     "custom": ("inference", "training"),  # cells a user could have written, beside our LSTM of the same size
     "linear": ("inference", "training"),  # gates see the input only, or only their own unit: no matrix R
@@ -94,6 +95,7 @@ HEART = ("lstm", "gru", "rnn")
 RAGGED = (100, 32, 128)
 DIRECTIONS = ((100, 1, 64), (100, 1, 256), (100, 8, 128), (100, 32, 128))
 RESETS = ((128, 16, 64), (128, 16, 256))
+ZONEOUT = ((100, 1, 256), (100, 32, 64), (100, 32, 256))
 STREAMS = ((100, 1, 64), (100, 1, 256))
 OTHERS = (50, 16, 64)
 CUSTOM = ((100, 1, 64), (100, 1, 256), (100, 32, 64), (100, 32, 256))
@@ -103,6 +105,9 @@ LINEAR_CELLS = ("mingru", "minlstm", "qrnn", "sru", "indrnn")
 LOW = ((100, 1, 256), (100, 32, 64), (100, 32, 256), (100, 32, 512))
 MEMORY = ((100, 32, 256), (1000, 8, 128))
 LONG = (1000, 2, 128)
+
+# Probabilities by state, as Krueger et al. 2016 have them.
+SHARES = {"h": 0.05, "c": 0.5}
 
 # What a cell cannot be made without.
 OPTIONS: dict[str, dict[str, int]] = {"projected_lstm": {"proj_size": 32}, "slstm": {"num_heads": 4}}
@@ -115,6 +120,7 @@ CASES: dict[str, BenchCase] = {
         *(BenchCase(cell, *RAGGED, "ragged") for cell in HEART),
         *(BenchCase(cell, *shape, "directions") for cell in HEART for shape in DIRECTIONS),
         *(BenchCase(cell, *shape, "reset") for cell in HEART for shape in RESETS),
+        *(BenchCase("lstm", *shape, "zoneout") for shape in ZONEOUT),
         *(BenchCase(cell, *shape, "stream") for cell in HEART for shape in STREAMS),
         *(BenchCase(cell, *shape, "custom") for cell in CUSTOM_CELLS for shape in CUSTOM),
         *(BenchCase(cell, *shape, "linear") for cell in LINEAR_CELLS for shape in LINEAR),

@@ -29,6 +29,7 @@ OTHERS = (
     *("torch.nn", "torch.nn cell", "loop"),
     *("our stepper", "our LSTM", "our input product", "our float32", "our recompute"),
     "our layer without resets",
+    "our layer without zoneout",
 )
 
 

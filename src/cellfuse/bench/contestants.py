@@ -6,13 +6,14 @@ All of one case hold the same weights and get the same input.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cellfuse import cells
-from cellfuse.bench.cases import OPTIONS, BenchCase
+from cellfuse.bench.cases import OPTIONS, SHARES, BenchCase
 from cellfuse.bench.echo_lstm import echo_lstm
 from cellfuse.cell import Cell
 from cellfuse.nn import Layer
@@ -125,6 +126,31 @@ class EpisodeLoop(Episodes):
         return torch.cat(outputs), _tuple(state)
 
 
+class ZoneoutLoop(nn.Module):
+    """A loop around one step, with zoneout as people write it: masks first, drawn as our layer draws them.
+
+    Args:
+        step: (a time step of what `prepare` makes of the input, states) -> new states.
+    """
+
+    def __init__(self, layer: nn.Module, prepare: Callable, step: Callable, ours: Layer) -> None:
+        super().__init__()
+        self.layer, self.prepare, self.step, self.width = layer, prepare, step, ours.hidden_size
+        self.shares = [SHARES[state] for state in ours.cell.states]
+
+    def forward(self, input: Tensor) -> tuple[Tensor, States]:
+        """As `Loop.forward`."""
+        steps, batch, _ = input.shape
+        like = input.new_empty(steps, batch, self.width)
+        masks = [torch.bernoulli(like, share) == 1 for share in self.shares]
+        states, outputs = (input.new_zeros(batch, self.width),) * len(masks), []
+        for x_t, *kept in zip(self.prepare(input), *masks, strict=True):
+            pairs = zip(kept, states, self.step(x_t, states), strict=True)
+            states = tuple(torch.where(is_kept, old, new) for is_kept, old, new in pairs)
+            outputs.append(states[0])
+        return torch.stack(outputs), tuple(state.unsqueeze(0) for state in states)
+
+
 def _tuple(state: Tensor | States | None) -> States:
     assert state is not None
     return state if isinstance(state, tuple) else (state,)
@@ -169,15 +195,20 @@ def contestants(
     weights: of all; None draws new ones.
     """
     torch.manual_seed(0)
-    cell, options = cell_of(case), dict(OPTIONS.get(case.cell, {}))
+    cell = cell_of(case)
+    options: dict[str, Any] = {**OPTIONS.get(case.cell, {})}
     if case.family == "directions":
         options["bidirectional"] = True
+    if case.family == "zoneout":
+        options["zoneout"] = {state: SHARES[state] for state in cell.states}
     ours = cell.layer(case.I, case.H, dtype=dtype, backend=backend, **options)
     ours.load_state_dict(weights or ours.state_dict())
     if case.family == "stream":
         return _streams(case, ours)
     if case.family == "reset":
         return _episodes(case, ours)
+    if case.family == "zoneout":
+        return _zoneout(case, ours)
     found: dict[str, nn.Module] = {"cellfuse": ours}
     if case.cell in TORCH:
         theirs = TORCH[case.cell](case.I, case.H, dtype=dtype, bidirectional=ours.bidirectional)
@@ -238,6 +269,27 @@ def _episodes(case: BenchCase, ours: Layer) -> dict[str, nn.Module]:
         "torch.nn": EpisodeLoop(theirs, case.reset),
         "loop": Episodes(eager, case.reset),
         "our layer without resets": unbroken,
+    }
+
+
+def _zoneout(case: BenchCase, ours: Layer) -> dict[str, nn.Module]:
+    """Units that keep their value; torch.nn by its one-step cell in a loop over time."""
+    dtype, loop = next(ours.parameters()).dtype, Loop(ours)
+    one = TORCH_CELLS[case.cell](case.I, case.H, dtype=dtype)
+    one.load_state_dict({name.removesuffix("_l0"): value for name, value in ours.state_dict().items()})
+    plain = _with(cell_of(case).layer(case.I, case.H, dtype=dtype, backend="cpu"), ours)
+
+    def cell_step(x_t: Tensor, states: States) -> States:
+        new = one(x_t, states if len(states) > 1 else states[0])
+        return new if isinstance(new, tuple) else (new,)
+
+    return {
+        "cellfuse": ours,
+        "torch.nn cell": ZoneoutLoop(one, lambda input: input, cell_step, ours),
+        "loop": ZoneoutLoop(
+            loop, lambda input: F.linear(input, loop.weight_ih, loop.bias_ih), loop.step, ours
+        ),
+        "our layer without zoneout": plain,
     }
 
 
