@@ -242,3 +242,23 @@ def test_torchs_operator_is_passed_over_with_the_reason():
     assert layer.why_not(x)["aten"] == "torch's operators know neither zoneout nor recurrent dropout"
     with pytest.raises(BackendError, match="know neither zoneout"):
         cf.LSTM(3, 4, recurrent_dropout=0.1, backend="aten")(x)
+
+
+@pytest.mark.parametrize("lengths", [[9], [9, 7, 2], [9] * 37], ids=len)
+@pytest.mark.parametrize("name", ["gru", "lstm", "slstm"])
+def test_threads_read_their_own_part_of_the_masks(name, lengths):
+    """They share units of few sequences, or sequences; packed input too."""
+    layer, eager = (make(name, 72, backend) for backend in ("cpu", "eager"))
+    x, *hx = (value.detach() for value in inputs(layer, len(lengths), 9))
+    before = torch.get_num_threads()
+    want = run(eager, x, hx, lengths)
+    weights = list(eager.parameters())
+    slopes = torch.autograd.grad(sum(value.sin().sum() for value in want), weights)
+    try:
+        torch.set_num_threads(3)
+        got = run(layer, x, hx, lengths)
+        found = torch.autograd.grad(sum(value.sin().sum() for value in got), list(layer.parameters()))
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip((*got, *found), (*want, *slopes), strict=True):
+        assert_same(a, b, tolerance=1e-10)
