@@ -11,6 +11,7 @@ import cellfuse as cf
 from cellfuse.codegen.interpret import Run
 from cellfuse.codegen.lower import lower
 from cellfuse.codegen.program import show
+from cellfuse.masked import masked
 from cellfuse.runtime.eager import _leaf_values
 from codegen import cells_of_tests
 from compare import OPTIONS, array, assert_same
@@ -82,10 +83,13 @@ def test_program_computes_what_the_layer_does(name, bias, recompute):
             assert_same(np.concatenate([found[f"{name}.{g}"] for g in layer.cell.gates]), value, what=name)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "mgu"])
+MASKED = masked(CELLS["gru"], {"h": None}, True)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "mgu", "masked_gru"])
 def test_printed_form_is_stable(name):
     file = GOLDEN / f"{name}.program.txt"
-    text = show(lower(CELLS[name].step)) + "\n"
+    text = show(lower((MASKED if name == "masked_gru" else CELLS[name]).step)) + "\n"
     if os.environ.get("CELLFUSE_UPDATE_GOLDEN"):
         file.write_text(text)
     assert text == file.read_text()
