@@ -52,6 +52,8 @@ def random_case(draw: random.Random, steps: list[int]) -> dict[str, Any]:
         "bidirectional": draw.random() < 0.3,
         "batch_first": draw.random() < 0.3,
         "bias": draw.random() < 0.9,
+        "sliced": draw.random() < 0.2,
+        "hx": draw.random() < 0.3,
         "training": draw.random() < 0.5,
     }
 
@@ -64,14 +66,17 @@ def time_case(case: dict[str, Any], backend: str, budget: float) -> tuple[float,
     ours = getattr(cf, case["cell"])(case["I"], case["H"], backend=backend, **options)
     ours.load_state_dict(theirs.state_dict())
     shape = (case["B"], case["T"]) if case["batch_first"] else (case["T"], case["B"])
-    x = torch.randn(*shape, case["I"])
+    x = torch.randn(*shape, 2 * case["I"])[..., ::2] if case["sliced"] else torch.randn(*shape, case["I"])
+    depth = case["num_layers"] * (1 + case["bidirectional"])
+    state = torch.zeros(depth, 1, case["H"]).expand(-1, case["B"], -1)  # as of a learned initial state
+    hx = None if not case["hx"] else (state, state) if case["cell"] == "LSTM" else state
 
     def run(layer: torch.nn.Module) -> torch.Tensor:
         if not case["training"]:
             with torch.no_grad():
-                return layer(x)[0]
+                return layer(x, hx)[0]
         layer.zero_grad()
-        output = layer(x)[0]
+        output = layer(x, hx)[0]
         output.sum().backward()
         return output
 

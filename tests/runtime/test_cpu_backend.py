@@ -1,5 +1,6 @@
 """The cpu backend through the layer: what it refuses and why, derivatives of every kind, torch.compile."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import cellfuse as cf
 from cellfuse.codegen.cpu.layout import Sizes
 from cellfuse.codegen.cpu.target import host
 from cellfuse.runtime import choice, cpu, library
+from cellfuse.runtime.fused import Fused
 from cellfuse.runtime.kernel_call import SESSIONS, _drivers
 from cellfuse.runtime.private import OpenMP
 from compare import OPTIONS, assert_as_accurate, assert_same
@@ -412,25 +414,77 @@ def test_auto_leaves_few_time_steps_to_torch():
     assert chosen(cf.cells.mgu.layer(15, 30), 1, 1, 15) == "cpu"
 
 
-def test_a_size_is_quick_when_it_is_seen_again_and_the_last_ones_stay():
-    layer = cf.GRU(3, 5, num_layers=2, bidirectional=True, backend="cpu")
+@pytest.fixture
+def new_sessions(monkeypatch):
+    """The loops for which memory was made."""
+    made, new_session = [], Fused.new_session
+
+    def counted(self, loop, *given, **options):
+        made.append(loop)
+        return new_session(self, loop, *given, **options)
+
+    monkeypatch.setattr(Fused, "new_session", counted)
+    SESSIONS.clear()
+    return made
+
+
+def train(layer, *shape):
+    layer(torch.randn(*shape, layer.input_size))[0].sum().backward()
+
+
+def test_equal_layers_and_calls_share_their_memory(new_sessions):
+    layers = [cf.GRU(8, 8, num_layers=3, bidirectional=True, backend="cpu") for _ in range(20)]
+    train(layers[0], 5, 2)
+    count = len(new_sessions)
+    for layer in layers:
+        train(layer, 5, 2)
+    # A layer's first input is narrower than the others'; each direction has memory of its own.
+    assert count == len(new_sessions) == 8
+    for T in (5, 6, 5, 6):
+        train(layers[0], T, 2)
+    assert len(new_sessions) == 16
+    kept = len(SESSIONS.kept())
+    del layers, layer
+    gc.collect()
+    assert len(SESSIONS.kept()) == kept
+
+
+def test_a_layer_remembers_the_last_sizes(new_sessions):
+    layer = cf.GRU(3, 5, backend="cpu")
     with torch.no_grad():
-        for T in (3, 4, 3):
-            layer(torch.randn(T, 2, 3))
-        assert [key[1][0] for key in layer._quick.free] == [3]
-        for T in [*range(10, 80), *range(10, 80)]:
-            layer(torch.randn(T, 2, 3))
-        assert len(layer._quick.free) == 1  # seventy sizes in turn: none of them lately
         for T in range(10, 80):
             layer(torch.randn(T, 2, 3))
-            layer(torch.randn(T, 2, 3))
-        assert [key[1][0] for key in layer._quick.free] == list(range(16, 80))
-        for T in (4000, 5000, 6000):
-            for _ in range(2):
-                layer(torch.randn(T, 40, 3))
-    held = [made.bytes for kept in layer._quick.free.values() for made in kept or ()]
-    assert 0 < len(held) < 64
-    assert sum(held) <= 1 << 24
+        assert [key[1][0] for key in layer._quick.sizes] == list(range(16, 80))
+        for _ in range(3):
+            layer(torch.randn(16, 2, 3))
+    assert list(layer._quick.sizes)[-1][1][0] == 16
+    assert len(new_sessions) == 70
+
+
+@pytest.mark.parametrize("is_grad", [True, False])
+def test_strides_do_not_make_a_call_slow(is_grad, monkeypatch):
+    monkeypatch.setattr(choice, "run", None)  # the general way
+    layer, eager = cf.LSTM(6, 5, 2, bidirectional=True), cf.LSTM(6, 5, 2, bidirectional=True, backend="eager")
+    eager.load_state_dict(layer.state_dict())
+    x, h = torch.randn(4, 3, 12)[..., ::2], torch.randn(4, 1, 5, requires_grad=is_grad)
+    made = []
+    with torch.set_grad_enabled(is_grad):
+        made.append(layer(x, (h.expand(-1, 3, -1), h.expand(-1, 3, -1)))[0])
+        monkeypatch.undo()
+        made.append(eager(x, (h.expand(-1, 3, -1), h.expand(-1, 3, -1)))[0])
+    torch.testing.assert_close(*made)
+    if is_grad:
+        torch.testing.assert_close(*(torch.autograd.grad(output.sum(), h)[0] for output in made))
+
+
+@pytest.mark.usefixtures("way")
+def test_the_sign_of_a_negated_gradient_is_seen():
+    layer, x = cf.GRU(5, 8, backend="cpu"), torch.randn(4, 3, 5)
+    output = layer(x)[0]
+    negated = torch._neg_view(torch.ones_like(output))
+    (got,) = torch.autograd.grad(output, layer.weight_hh_l0, negated, retain_graph=True)
+    (want,) = torch.autograd.grad(output, layer.weight_hh_l0, -torch.ones_like(output))
+    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize(

@@ -49,16 +49,9 @@ def all_of(layer, x, lengths=None):
     return [value for value in found if value is not None]
 
 
-def kept_memory(layer):
-    """What calls of a layer have kept for the next ones."""
-    quick = layer.__dict__.get("_quick")
-    free = [made for each in quick.free.values() for made in each or ()] if quick else []
-    return [*SESSIONS._free, *(session for made in free for each in made.layers for session in each.sessions)]
-
-
-def poison(layer):
+def poison():
     """Fill it with NaN, but for the zeros that are written once."""
-    for session in kept_memory(layer):
+    for session in SESSIONS.kept():
         whole = session.memory.clone()
         session.memory.fill_(float("nan"))
         for name in {"*bias", "zeros"} & set(session.places):
@@ -66,7 +59,7 @@ def poison(layer):
             later = [place for place in session.places.values() if place > session.places[name]]
             end = session.first + min(later) if later else len(whole)
             session.memory[first:end] = whole[first:end]
-    return len(kept_memory(layer))
+    return len(SESSIONS.kept())
 
 
 @pytest.fixture
@@ -98,7 +91,7 @@ def test_what_stood_in_memory_reaches_no_result(name, sizes, new_memory_is_nan, 
             layer.__dict__.pop("_quick", None)
             new_memory_is_nan(True)
             got = all_of(layer, x, lengths)
-            assert poison(layer)
+            assert poison()
             again = all_of(layer, x, lengths)
             new_memory_is_nan(False)
             for each in (got, again):

@@ -19,7 +19,7 @@ from cellfuse.runtime import choice
 from cellfuse.runtime.aten import Operator
 from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.fused import fused_step
-from cellfuse.runtime.step import is_mode_active, is_plain
+from cellfuse.runtime.step import is_mode_active, is_of_memory, is_plain
 from cellfuse.runtime.times import equal_times
 from cellfuse.runtime.trained import Trained
 from cellfuse.runtime.whole import Whole, is_plain_layout
@@ -27,8 +27,8 @@ from cellfuse.runtime.whole import Whole, is_plain_layout
 if TYPE_CHECKING:
     from cellfuse.nn.layer import Layer, State
 
-_MOST = 64  # sizes that a layer remembers, and for which it keeps memory
-_LARGEST = 1 << 24  # bytes of memory that a layer keeps
+_MOST = 64  # sizes that a layer remembers
+_MOST_STEPS = 4  # sizes for whose single steps it keeps memory
 _NEW: Any = object()
 
 
@@ -44,40 +44,34 @@ class Quick:
             for k, block in enumerate(layer._blocks())
             for (name, full), slot in zip(block.names, block.slots, strict=True)
         ]
-        # By kind and sizes, those that no thread is using; None: such calls are not quick. The last used
-        # ones stand last.
-        self.free: dict[Any, list[Any] | None] = {}
-        self._seen: dict[Any, None] = {}
+        # What was made for the calls of each size, the last used last; None: such calls are not quick.
+        self.sizes: dict[Any, Any] = {}
+        # For single steps by size, those that no thread is using.
+        self.steps: dict[Any, list[Any]] = {}
 
-    def take(self, key: Any, make: Callable[[], Any], *, is_made_at_once: bool = True) -> Any:
-        """What was made for a size, which must be given back; None if nothing can be made.
-
-        Unless it is made at once, nothing is made for a size that was not seen lately.
-        """
-        free = self.free.pop(key, _NEW)
-        if free is not _NEW:
-            self.free[key] = free
-            if free is None:
-                return None
-            with suppress(IndexError):  # another thread uses it
-                return free.pop()
-        elif not is_made_at_once and self._seen.pop(key, _NEW) is _NEW:
-            self._seen[key] = None
-            _drop_first(self._seen, len(self._seen) - _MOST)
-            return None
-        made = make()
-        self.free.setdefault(key, None if made is None else [])
-        held = [sum(each.bytes for each in kept or ()) for kept in list(self.free.values())]
-        total, drop = sum(held) + getattr(made, "bytes", 0), 0
-        while drop < len(held) - 1 and (total > _LARGEST or len(held) - drop > _MOST):
-            total -= held[drop]
-            drop += 1
-        _drop_first(self.free, drop)
+    def of_size(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made for a size, which any thread may use."""
+        made = self.sizes.pop(key, _NEW)
+        if made is _NEW:
+            made = make()
+        self.sizes[key] = made
+        while len(self.sizes) > _MOST:
+            with suppress(KeyError, StopIteration, RuntimeError):  # another thread was quicker
+                del self.sizes[next(iter(self.sizes))]
         return made
+
+    def take(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What was made for single steps of a size, which must be given back."""
+        with suppress(IndexError, KeyError):
+            return self.steps[key].pop()
+        if len(self.steps) >= _MOST_STEPS and key not in self.steps:
+            self.steps = {}
+        self.steps.setdefault(key, [])
+        return make()
 
     def give(self, key: Any, made: Any) -> None:
         """Take back what `take` has given."""
-        free = self.free.get(key)
+        free = self.steps.get(key)
         if free is not None:
             free.append(made)
 
@@ -100,11 +94,6 @@ class Quick:
         return True
 
 
-def _drop_first(values: dict[Any, Any], count: int) -> None:
-    for key in list(values)[: max(count, 0)]:
-        values.pop(key, None)  # another thread may have been quicker
-
-
 def of(layer: Layer) -> Quick | None:
     """What the layer keeps for quick calls; None if its class has a `forward` of its own."""
     from cellfuse.nn.layer import Layer
@@ -122,7 +111,7 @@ def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
     if layer.recompute or is_mode_active() or (layer._masks is not None and layer.training):
         return None
     dtype, shape = x.dtype, x.shape
-    if (dtype is not torch.float32 and dtype is not torch.float64) or not is_plain(x, dtype):
+    if (dtype is not torch.float32 and dtype is not torch.float64) or not is_of_memory(x, dtype):
         return None
     if len(shape) != 3 or shape[2] != layer.input_size or x.numel() == 0:
         return None
@@ -143,20 +132,18 @@ def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
         states = (hx,) if isinstance(hx, Tensor) else hx
         if not isinstance(states, tuple | list) or len(states) != len(layer.cell.states):
             return None
-        if not all(isinstance(value, Tensor) and is_plain(value, dtype) for value in states):
+        if not all(isinstance(value, Tensor) and is_of_memory(value, dtype) for value in states):
             return None
     is_trained = torch.is_grad_enabled() and any(v.requires_grad for v in (x, *weights, *states))
     dropout = layer.dropout if layer.training else 0.0
     key = (is_trained, shape, dtype, torch.get_num_threads(), layer.backend, dropout)
-    # With gradients at once: torch.utils.checkpoint wants the same to be saved at every call.
-    made = quick.take(key, lambda: _made(layer, x, is_trained), is_made_at_once=is_trained)
+    made = quick.of_size(key, lambda: _made(layer, x, is_trained))
     if made is None:
         return None
     if any(value.shape != wanted.shape for value, wanted in zip(states, made.initial, strict=False)):
-        quick.give(key, made)
         return None
+    states = [value.contiguous() for value in states]
     output, finals = made.run(x, states, weights)
-    quick.give(key, made)  # not after an interrupt, which may have left it half changed
     if layer.batch_first:
         output = output.transpose(0, 1)
     return output, finals[0] if len(finals) == 1 else tuple(finals)
@@ -173,7 +160,6 @@ class _Stack:
 
     def __init__(self, layers: Sequence[Whole | Trained], initial: Sequence[Tensor], dropout: float) -> None:
         self.layers, self.initial, self.dropout = layers, initial, dropout
-        self.bytes = sum(session.bytes for layer in layers for session in layer.sessions)
 
     def run(
         self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
@@ -220,5 +206,4 @@ def _made(layer: Layer, x: Tensor, is_trained: bool) -> _Stack | Operator | None
                 made.append(Trained(each, fused, times, features, mine, shapes))
             else:
                 made.append(Whole(fused, times, features, mine, names))
-    stack = _Stack(made, initial, case.dropout)
-    return stack if stack.bytes <= _LARGEST else None
+    return _Stack(made, initial, case.dropout)

@@ -95,10 +95,7 @@ class Operator:
 
     Attributes:
         initial: the initial states where a call is given none.
-        bytes: of memory between calls.
     """
-
-    bytes = 0
 
     def __init__(self, case: Case) -> None:
         # cuDNN has no backward in evaluation mode; with dropout 0, as Case has it there, the modes are the

@@ -107,6 +107,8 @@ def _why_rather_not_few(case: Case) -> str:
         return ""
     if case.hidden_size >= 256:
         few = 4 if batch == 1 else 2
+    elif low_precision.precision(case) != torch.float32:
+        return ""
     elif is_gru:
         few = 1 if case.hidden_size >= 100 or _is_trained(case) else 0
     else:

@@ -202,7 +202,8 @@ def backward(
     for (direction, times), grads, tensors, each in zip(calls, gradients, values, kept, strict=True):
         x, _, weights = direction.split(tensors)
         runners.append(direction.runner(x, times, is_operator, len(calls)))
-        given.append((_rows(x), times, weights, each, grads[0], list(grads[1:])))
+        output_gradient, *state_gradients = (gradient.resolve_neg() for gradient in grads)
+        given.append((_rows(x), times, weights, each, output_gradient, state_gradients))
     fused = [runner for runner in runners if isinstance(runner, Fused)]
     if len(fused) == len(calls):
         pairs = zip(fused, given, strict=True)

@@ -39,8 +39,10 @@ _LONGEST = 1 << 32  # multiplications, 0.06 s of them: Ctrl-C is heard between c
 # Multiplications, about 10 us of them, from which on another thread is worth starting.
 _WORTH = 1 << 20
 
-# Multiplications of a time step from which on threads share its units, and meet a few times.
-_WORTH_MEETING = 50_000
+# Multiplications of a time step from which on threads share its units, and meet a few times. On two idle
+# cores of a Xeon sharing is 1.1 times as fast from 50,000 on, 1.4 with 250,000, 2.7 with 1,000,000; but where
+# another process has one of the cores, each meeting may wait for it.
+_WORTH_MEETING = 150_000
 
 _NOTHING: Mapping[str, int] = {}
 
@@ -124,7 +126,7 @@ class Fused:
         share: int = 1,
         more: Mapping[str, int] = _NOTHING,
     ) -> Session:
-        """A session of its own, for a number of rows in all, with more working memory by name, all zeros."""
+        """A session of its own, for a number of rows in all, with more working memory by name."""
         layout, kernel, batch, granted = self.layout, self._kernel(loop), times.batch, torch.get_num_threads()
         work = rows * (self.work + layout.strides["products"] * input_size)
         work *= 2 if loop == "backward" else 1
@@ -173,8 +175,6 @@ class Fused:
         session.table[slots["batch"]] = batch
         if projects:
             session.memory_of("*bias", strides["products"]).zero_()  # also where there are no units
-        for key, numbers in more.items():
-            session.memory_of(key, numbers).zero_()
         session.widths = widths
         session.outers = (ctypes.c_int64 * (len(OUTER) * len(outers)))()
         at = 0
@@ -203,12 +203,13 @@ class Fused:
                 seen[outer.right] = at
                 at += widths[k]
         shares_batch = threads == 1 or batch >= 8 * threads
-        is_worth_meeting = loop in emitted.shareable and batch * emitted.weights[loop] >= _WORTH_MEETING
+        sharers = emitted.shareable.get(loop, 0)
+        is_worth_meeting = sharers > 1 and batch * emitted.weights[loop] >= _WORTH_MEETING
         session.set(
             batch=batch,
             is_reverse=times.is_reverse,
             shares_batch=shares_batch,
-            shares_units=not shares_batch and is_worth_meeting,
+            shares_units=0 if shares_batch or not is_worth_meeting else sharers,
             run=kernel.run_address[loop],
             pack=kernel.pack_address[loop],
             scratch_size=emitted.scratch,

@@ -30,11 +30,13 @@ Result = TypeVar("Result")
 Copy = tuple[int, int, int, int, int, int]  # see COPY
 AT = {name: slot for slot, name in enumerate(CALL)}
 _COPIES = AT["copies_before"]  # followed by copies_after
+_INSIDE = 16  # place of the counter of meetings inside of the loop
 # Seconds that Ctrl-C may have to wait, and multiplications that take less on any processor.
 UNHEARD = 0.04
 _QUICK = 1 << 24
 # Bytes of working memory that sessions may hold between calls.
 _HELD = 1 << 26
+_MOST = 256  # sessions, the same
 
 _drivers: Once[Driver] = Once()
 
@@ -75,7 +77,9 @@ class Session:
         self.biases = (ctypes.c_int64 * biases)()
         self.widths: list[int] = []
         self.outers: ctypes.Array[ctypes.c_int64] = (ctypes.c_int64 * 0)()
-        self._arrived = (ctypes.c_int64 * 16)()
+        self._arrived = (ctypes.c_int64 * 32)()  # two counters in cache lines of their own
+        self.bound: list[int] = []  # addresses of the weights and
+        self.prepared: Any = None  # other addresses, for who keeps them from call to call
         self._tables = (ctypes.c_int64 * (len(layout.slots) * threads))()
         places, total = {}, 0
         for key, numbers in working.items():
@@ -93,6 +97,7 @@ class Session:
                 self.table[self.slots[key]] = base + place
         self.set(
             arrived=ctypes.addressof(self._arrived),
+            arrived_inside=ctypes.addressof(self._arrived) + 8 * _INSIDE,
             table=ctypes.addressof(self.table),
             table_size=len(self.table),
             tables=ctypes.addressof(self._tables),
@@ -180,7 +185,7 @@ class Session:
         if library is None:
             self._run(self._address, 0, 1)
             return
-        self._arrived[0] = 0
+        self._arrived[0] = self._arrived[_INSIDE] = 0
         library.run(self.driver.enter[self.name], self._address, self.threads)
 
     def run_beside(self, other: Session) -> None:
@@ -193,7 +198,8 @@ class Session:
         calls = (ctypes.c_int64 * 2)(self._address, other._address)
 
         def enter() -> None:
-            self._arrived[0] = other._arrived[0] = 0
+            for session in (self, other):
+                session._arrived[0] = session._arrived[_INSIDE] = 0
             address = ctypes.addressof(calls)
             library.run(self.driver.enter_both[self.name], address, self.threads + other.threads)
 
@@ -267,29 +273,45 @@ class Sessions:
     """Sessions between calls, by key, the last used ones; any thread may take one."""
 
     def __init__(self) -> None:
-        self._free: list[Session] = []
-        self._held = 0
+        self._free: dict[object, list[Session]] = {}  # the last given back stand last
+        self._held = self._count = 0
         self._lock = threading.Lock()
 
     def take(self, key: object) -> Session | None:
         """A free session, which is no one else's until it is given back."""
         with self._lock:
-            for k in range(len(self._free) - 1, -1, -1):
-                if self._free[k].key == key:
-                    session = self._free.pop(k)
-                    self._held -= session.bytes
-                    return session
-        return None
+            kept = self._free.get(key)
+            if kept is None:
+                return None
+            session = kept.pop()
+            if not kept:
+                del self._free[key]
+            self._count_in(session, -1)
+            return session
 
     def give_back(self, session: Session) -> None:
         """Keep a session for later; the longest unused ones are dropped if all hold too much."""
         if session.bytes > _HELD // 2:
             return
         with self._lock:
-            self._free.append(session)
-            self._held += session.bytes
-            while self._held > _HELD or len(self._free) > 64:
-                self._held -= self._free.pop(0).bytes
+            kept = self._free.pop(session.key, [])
+            kept.append(session)
+            self._free[session.key] = kept
+            self._count_in(session, 1)
+            while self._held > _HELD or self._count > _MOST:
+                key, oldest = next(iter(self._free.items()))
+                self._count_in(oldest.pop(0), -1)
+                if not oldest:
+                    del self._free[key]
+
+    def _count_in(self, session: Session, by: int) -> None:
+        self._count += by
+        self._held += by * session.bytes
+
+    def kept(self) -> list[Session]:
+        """Those that are free."""
+        with self._lock:
+            return [session for each in self._free.values() for session in each]
 
     def renew(self) -> None:
         """Begin anew, in a forked process."""
@@ -299,7 +321,7 @@ class Sessions:
         """Drop all."""
         with self._lock:
             self._free.clear()
-            self._held = 0
+            self._held = self._count = 0
 
 
 SESSIONS = Sessions()

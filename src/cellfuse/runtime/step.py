@@ -23,16 +23,20 @@ from cellfuse.runtime.private import (
 )
 
 
-def is_plain(value: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor is dense numbers of this dtype in the CPU's memory."""
+def is_of_memory(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor is numbers of this dtype in the CPU's memory, with any strides."""
     return (
         (type(value) is Tensor or type(value) is torch.nn.Parameter)
         and value.dtype is dtype
         and value.is_cpu
         and value.layout is torch.strided
-        and value.is_contiguous()
         and not value.is_neg()
     )
+
+
+def is_plain(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether those numbers are dense."""
+    return is_of_memory(value, dtype) and value.is_contiguous()
 
 
 def is_mode_active() -> bool:
@@ -81,7 +85,6 @@ class Step:
             places[name] = total
             total += (number * size + 63 & -64) // size
         self.memory = torch.zeros(total + 16, dtype=self.dtype, device="cpu")
-        self.bytes = total * size
         base = self.memory.data_ptr() + 63 & -64
         at = {name: base + place * size for name, place in places.items()}
         self.tables = [(ctypes.c_int64 * len(slots))() for _ in range(count)]

@@ -19,13 +19,13 @@ from cellfuse.runtime.columns import INPUT, Outer
 from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.fused import Fused
 from cellfuse.runtime.kernel_call import AT, SESSIONS, Session, copied, copied_rows, run_sessions
-from cellfuse.runtime.private import is_batched
+from cellfuse.runtime.private import is_batched, is_forward_ad_active, is_functorch_active
 from cellfuse.runtime.times import Times
 from cellfuse.runtime.whole import at_weights, is_plain_layout, parameter_copies
 
 
 class Trained:
-    """The calls for one size; `forward` is not for several threads at a time, `backward` is.
+    """The calls for one size.
 
     Args:
         directions: what is computed.
@@ -45,7 +45,6 @@ class Trained:
     ) -> None:
         self.directions, self.initial, self.names = directions, list(initial), directions[0].names
         self._ways = [_Way(self.names, fused, each, input_size, len(times), shapes) for each in times]
-        self.sessions = [way.session for way in self._ways]  # of the way forward
         way, count = self._ways[0], len(self.names)
         self._like = way.like
         self.output_shape = times[0].steps, times[0].batch, len(times) * way.output_units
@@ -75,13 +74,16 @@ class Trained:
         # The output has memory of its own: what holds on to it shall not hold what is kept, too.
         output, all_kept = self._like.new_empty(self.output_shape), []
         finals = [torch.empty_like(state) for state in self.initial]
-        given = states or self.initial
+        given, sessions = states or self.initial, []
         for k, (way, part) in enumerate(zip(self._ways, self.slices, strict=True)):
             kept = self._like.new_empty(way.total)
             all_kept.append(kept)
             start = output.data_ptr() + k * self._output_bytes
-            way.point_forward(x, self._at(given, k), weights[part], kept, start, self._at(finals, k))
-        run_sessions(self.sessions)
+            ends = self._at(finals, k)
+            sessions.append(way.point_forward(x, self._at(given, k), weights[part], kept, start, ends))
+        run_sessions(sessions)
+        for session in sessions:  # not after an interrupt, which may have left it half changed
+            SESSIONS.give_back(session)
         return output, finals, all_kept
 
     def _at(self, values: Sequence[Tensor | None], direction: int) -> list[int]:
@@ -100,7 +102,7 @@ class Trained:
         needs_weights: bool,
     ) -> list[Tensor | None]:
         """Gradients of x, of the states (None where not needed) and of the weights."""
-        dense = [None if value is None else value.contiguous() for value in gradients]
+        dense = [None if value is None else value.resolve_neg().contiguous() for value in gradients]
         output_gradient = dense[0] if dense[0] is not None else self._like.new_zeros(self.output_shape)
         states = [
             torch.empty_like(value) if is_needed else None
@@ -157,11 +159,9 @@ class _Way:
             (each * size, width * size, batch * width * size)
             for each, width in zip(units, fused.widths, strict=True)
         ]
-        padded = [k for k, (line, wide, _) in enumerate(self._lines) if line != wide]
-        more = {f"padded.{k}": batch * fused.widths[k] for k in padded}
-        self.session = fused.new_session("forward", self.rows, input_size, times, share=directions, more=more)
-        self._padded = {k: self.session.address_of(f"padded.{k}") for k in padded}
-        self._parameters = parameter_copies(fused, self.session, self.names)
+        self._padded = [k for k, (line, wide, _) in enumerate(self._lines) if line != wide]
+        moves = times.steps, batch, times.is_reverse
+        self._key = (fused, *moves, input_size, directions, torch.get_num_threads())
         self._places: dict[str, int] = {}  # of the parts of what is kept, in bytes
         total = 0
         for k, width in enumerate(fused.widths):
@@ -221,39 +221,57 @@ class _Way:
         kept: Tensor,
         output: int,
         finals: Sequence[int],
-    ) -> None:
-        """Fill in the addresses of the way forward."""
-        base, batch = kept.data_ptr(), self.times.batch
-        self._point(self.session, x, weights, base)
-        before, after = at_weights(self._parameters, weights), []
+    ) -> Session:
+        """A session for the way forward with all addresses."""
+        session, base, batch = self._forward_session(), kept.data_ptr(), self.times.batch
+        self._point(session, x, weights, base)
+        before, after = at_weights(session.prepared, weights), []
         for k, (line, wide, slab) in enumerate(self._lines):
-            source, to = self._padded.get(k, states[k]), base + self._initial(k)
+            source, to = states[k], base + self._initial(k)
             if k in self._padded:
+                source = session.address_of(f"padded.{k}")
                 before.append(copied_rows(source, states[k], line, batch, wide, line))
             before.append(copied(to, source, slab))
             after.append(copied_rows(finals[k], base + self._final(k), line, batch, line, wide))
         line, wide = self._output_line, self._output_wide
         step = self.directions * line
         after.append(copied_rows(output, base + self._output_at, line, self.rows, step, wide))
-        self.session.copy(before, after)
+        session.copy(before, after)
+        return session
+
+    def _new_session(self, loop: str, key: object, more: dict[str, int], needs_x: bool = False) -> Session:
+        given = self.rows, self.input_size, self.times, needs_x, self.directions, more
+        session = self.fused.new_session(loop, *given)
+        session.key, session.prepared = key, parameter_copies(self.fused, session, self.names)
+        return session
+
+    def _forward_session(self) -> Session:
+        key = ("forward", *self._key)
+        session = SESSIONS.take(key)
+        if session is None:
+            more = {f"padded.{k}": self.times.batch * self.fused.widths[k] for k in self._padded}
+            session = self._new_session("forward", key, more)
+            for name, numbers in more.items():
+                session.memory_of(name, numbers).zero_()
+        return session
 
     def _backward_session(self, needs_x: bool) -> Session:
-        fused, size, shared = self.fused, self.fused.size, self.directions
-        key = (self, needs_x, torch.get_num_threads())
+        key, size = ("backward", *self._key, needs_x), self.fused.size
         session = SESSIONS.take(key)
         if session is not None:
             return session
         more = {"zeros": max(wide for _, wide, _ in self._lines) // size}
-        if shared > 1 or self._output_line != self._output_wide:
+        if self.directions > 1 or self._output_line != self._output_wide:
             more["output_gradient"] = self.rows * self._output_wide // size
         if needs_x and self._wide_input != self.input_size:
             more["wide dx"] = self.rows * self._wide_input
         for k, out in enumerate(self._outs):
             if out.numbers:
                 more[f"out.{k}"] = out.numbers
-        session = fused.new_session("backward", self.rows, self.input_size, self.times, needs_x, shared, more)
-        session.memory_of("carry", fused.layout.strides["carry"] * self.times.batch).zero_()
-        session.key = key
+        session = self._new_session("backward", key, more, needs_x)
+        more["carry"] = self.fused.layout.strides["carry"] * self.times.batch
+        for name in {"zeros", "output_gradient", "carry"} & set(more):  # their padding is read by no product,
+            session.memory_of(name, more[name]).zero_()  # but may hold numbers that are slow
         return session
 
     @property
@@ -276,7 +294,7 @@ class _Way:
         fused, size, batch, base = self.fused, self.fused.size, self.times.batch, kept.data_ptr()
         session = self._backward_session(dx is not None)
         self._point(session, x, weights, base)
-        before, after = at_weights(parameter_copies(fused, session, self.names), weights), []
+        before, after = at_weights(session.prepared, weights), []
         zeros, line, wide = session.address_of("zeros"), self._output_line, self._output_wide
         if "output_gradient" in session.places:
             to = session.address_of("output_gradient")
@@ -422,14 +440,15 @@ class _Sequence(torch.autograd.Function):
         saved, directions = ctx.saved_tensors, len(made.directions)
         values, kept = saved[:-directions], saved[-directions:]
         needed = ctx.needs_input_grad[2:]
-        is_special = torch.is_grad_enabled() or any(g is not None and is_batched(g) for g in gradients)
-        if is_special:
+        is_transformed = is_functorch_active() or is_forward_ad_active()
+        is_transformed = is_transformed or any(g is not None and is_batched(g) for g in gradients)
+        if is_transformed or torch.is_grad_enabled():
             return None, None, *_differentiable(made, count, values, gradients)
         # Hooks of saved tensors may give them back in another layout.
-        x, *weights = (value.contiguous() for value in (values[0], *values[1 + count :]))
+        x, *weights = (value.resolve_neg().contiguous() for value in (values[0], *values[1 + count :]))
         needs_states = needed[1 : 1 + count] if count else [False] * len(made.initial)
         needs_weights = any(needed[1 + count :])
-        dense = [value.contiguous() for value in kept]
+        dense = [value.resolve_neg().contiguous() for value in kept]
         dx, *rest = made.backward(x, weights, dense, gradients, needed[0], needs_states, needs_weights)
         if not count:
             rest = rest[len(made.initial) :]

@@ -20,9 +20,9 @@ CALL = (
     "starts",  # T + 1 numbers: row of each time step
     "is_begin",  # whether matrices are to be packed and `copies` before the loop done
     "is_end",  # whether `copies` after the loop are to be done
-    "shares_batch",  # whether threads share the sequences; else the first one runs the loop alone,
-    "shares_units",  # unless they share the units
-    "arrived",  # threads counted at the meeting points; 0 at the start
+    "shares_batch",  # whether threads share the sequences
+    "shares_units",  # else how many of them share the units at most; 0: the first one runs the loop alone
+    *("arrived", "arrived_inside"),  # threads counted at meeting points, also in the loop; 0 at the start
     *("run", "pack"),  # functions of the cell's kernel
     *("table", "table_size", "tables"),  # its slots, their number, and memory for a copy per thread
     *("scratch_slot", "scratch_size"),  # which of them is working memory, numbers a thread
@@ -209,14 +209,18 @@ class _Driver:
         self._set(slot, code.at(scratch, code.mul("%thread", self._slot("scratch_size"))), "ptr")
         batch = self._slot("batch")
         first, last = self._share(batch)
-        shares, shares_units = self._is("shares_batch"), self._is("shares_units")
-        has_all = code.let(f"or i1 {code.let('icmp eq i64 %thread, 0')}, {shares_units}")
+        most, shares = self._slot("shares_units"), self._is("shares_batch")
+        sharers = code.smaller("%count", most)
+        is_inside = code.let(f"icmp slt i64 %thread, {sharers}")
+        has_all = code.let(f"or i1 {code.let('icmp eq i64 %thread, 0')}, {is_inside}")
         alone = code.let(f"select i1 {has_all}, i64 {batch}, i64 0")
         self._set(_NUMBER["first_row"], code.let(f"select i1 {shares}, i64 {first}, i64 0"))
         self._set(_NUMBER["last_row"], code.let(f"select i1 {shares}, i64 {last}, i64 {alone}"))
-        self._set(_NUMBER["thread"], code.let(f"select i1 {shares_units}, i64 %thread, i64 0"))
-        self._set(_NUMBER["threads"], code.let(f"select i1 {shares_units}, i64 %count, i64 1"))
-        for name, pointer in (("meet", "@meet"), ("arrived", self.arrived), ("rounds", self.rounds)):
+        self._set(_NUMBER["thread"], code.let(f"select i1 {is_inside}, i64 %thread, i64 0"))
+        self._set(_NUMBER["threads"], code.let(f"select i1 {is_inside}, i64 {sharers}, i64 1"))
+        arrived, rounds = self._slot("arrived_inside", "ptr"), code.let("alloca i64, align 8")
+        code.do(f"store i64 0, ptr {rounds}, align 8")
+        for name, pointer in (("meet", "@meet"), ("arrived", arrived), ("rounds", rounds)):
             self._set(_NUMBER[name], pointer, "ptr")
 
     def _begin(self) -> None:

@@ -28,7 +28,7 @@ class Emitted:
         weights: numbers in the packed matrices of each loop.
         scratch: numbers of working memory.
         gathered: numbers for each row of sums over units that are being made.
-        shareable: the loops whose units threads can share.
+        shareable: of the loops whose units threads can share, how many threads find work.
     """
 
     text: str
@@ -36,7 +36,7 @@ class Emitted:
     weights: dict[str, int]
     scratch: int
     gathered: int
-    shareable: frozenset[str]
+    shareable: dict[str, int]
 
 
 def emit(layout: Layout, loops: tuple[str, ...] = LOOPS) -> Emitted:
@@ -52,7 +52,7 @@ def emit(layout: Layout, loops: tuple[str, ...] = LOOPS) -> Emitted:
         loop.emit()
     scratch, gathered = (max(getattr(loop, n) for loop in made) for n in ("scratch", "gathered"))
     zeros = f"@zeros = internal constant [{16 * layout.lanes} x {module.number}] zeroinitializer, align 64\n"
-    shareable = frozenset(loop.name for loop in made if loop.is_shareable)
+    shareable = {loop.name: loop.most_threads() for loop in made if loop.is_shareable}
     return Emitted(zeros + str(module), is_far, weights, scratch, gathered * layout.lanes, shareable)
 
 
@@ -122,17 +122,16 @@ class LoopText:
 
     def _find_share(self) -> None:
         code, slots = self.code, self.layout.slots
-        self.thread, threads = (code.slot("%slots", slots[n], "i64") for n in ("thread", "threads"))
-        self.is_shared = code.let(f"icmp sgt i64 {threads}, 1")
+        thread, threads = (code.slot("%slots", slots[n], "i64") for n in ("thread", "threads"))
+        self.is_shared = code.let(f"icmp sgt i64 {threads}, 1")  # 0: who calls the loop without the driver
         self.threads = code.let(f"select i1 {self.is_shared}, i64 {threads}, i64 1")
         self.meeting = [code.slot("%slots", slots[n], "ptr") for n in ("meet", "arrived", "rounds")]
-        blocks = {self._blocks(each)[0] for stage in self.loop.stages for each in stage.maps}
+        parts = {self._parts(each) for stage in self.loop.stages for each in stage.maps}
         self.shares = {
             count: [
-                code.let(f"udiv i64 {code.mul(code.add(self.thread, k), count)}, {self.threads}")
-                for k in range(2)
+                code.let(f"udiv i64 {code.mul(code.add(thread, k), count)}, {self.threads}") for k in range(2)
             ]
-            for count in sorted(blocks)
+            for count in sorted(parts)
         }
 
     def _step(self, step: str, time: str, time_before: str) -> None:
@@ -208,10 +207,21 @@ class LoopText:
 
     def _blocks(self, each: Map) -> tuple[int, int]:
         """How many blocks of columns the work on an axis has, and the vectors of one."""
-        layout, tilings = self.layout, self.tilings[id(each)]
-        per_group = layout.vectors(each.axis)
-        vectors = tilings[0].vectors if tilings else per_group
-        return layout.groups(each.axis) * (per_group // vectors), vectors
+        groups, per_group = self.layout.groups(each.axis), self.layout.vectors(each.axis)
+        tilings = self.tilings[id(each)]
+        if not tilings:
+            return 1, groups * per_group
+        return groups * (per_group // tilings[0].vectors), tilings[0].vectors
+
+    def _parts(self, each: Map) -> int:
+        """Parts of a map that threads can share: blocks, or the vectors of the only one."""
+        blocks, vectors = self._blocks(each)
+        return blocks if self.tilings[id(each)] else vectors
+
+    def most_threads(self) -> int:
+        """How many threads find work if they share the units: in the products, which take the time."""
+        maps = [each for stage in self.loop.stages for each in stage.maps]
+        return max((self._blocks(each)[0] for each in maps if self.tilings[id(each)]), default=1)
 
     def _sum_address(self, expr: Expr, row: str) -> str:
         code = self.code
@@ -263,7 +273,8 @@ class LoopText:
                 code.store(start, self._sum_address(expr, row.index))
         scratch_step = sum(t.width for t in tilings) * code.lanes
         blocks, vectors = self._blocks(each)
-        first, last = self.shares[blocks] if self.threads else (0, blocks)
+        first, last = self.shares[blocks] if self.threads and tilings else (0, blocks)
+        begin, end = self.shares[vectors] if self.threads and not tilings else (0, vectors)
         with code.loop(first, last) as counter:
             # Back and forth: the matrices' last part is still in the first-level cache.
             back = code.sub(code.sub(code.add(first, last), 1), counter.index)
@@ -271,7 +282,7 @@ class LoopText:
             with code.loop(self.first_row, self.last_row, ROWS) as piece:
                 rows = code.smaller(code.sub(self.last_row, piece.index), ROWS)
                 self._products(each, block, piece.index, rows, scratch_step)
-                with code.loop(0, rows) as row, code.loop(0, vectors) as vector:
+                with code.loop(0, rows) as row, code.loop(begin, end) as vector:
                     place = code.add(code.mul(block, vectors), vector.index)
                     line = code.at(self.pointers["scratch"], code.mul(row.index, scratch_step))
                     line = code.at(line, code.mul(vector.index, code.lanes))
