@@ -49,6 +49,12 @@ CHAPTERS = {
         "of our own LSTM kernel over theirs.",
         "ms",
     ),
+    "zoneout": (
+        "Zoneout",
+        "Training with a mask for every time step. *torch.nn cell*: torch.nn.LSTMCell in a loop over time, "
+        "with the same masks.",
+        "ms",
+    ),
     "linear": (
         "Cells without a recurrent matrix",
         "*our input product*: the time of W x + b for all time steps, by torch, over that of our layer. "
