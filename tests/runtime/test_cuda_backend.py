@@ -270,11 +270,11 @@ def test_threads_with_other_wishes_wait(matmul):
                         wrong.append("the user's")
                     time.sleep(0)
 
-    threads = [threading.Thread(target=work, args=(k % 2 == 0,)) for k in range(4)]
+    threads = [threading.Thread(target=work, args=(k % 2 == 0,), daemon=True) for k in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(20)
     assert not wrong
     assert len(seen) == 4 * 300 * 3
     assert matmul.fp32_precision == before
@@ -291,7 +291,7 @@ def test_threads_with_one_wish_run_together(matmul):
                 time.sleep(0.05)
             done.append(matmul.fp32_precision)
 
-    threads = [threading.Thread(target=work, args=(k == 1,)) for k in range(2)]
+    threads = [threading.Thread(target=work, args=(k == 1,), daemon=True) for k in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
