@@ -5,7 +5,8 @@ and devices; a soak of 2000 steps. Then the rows of the model of the kernels' ti
 and the table against torch.nn (cuDNN), interleaved, with cells that torch lacks. The most telling of each
 come first, see `jobs`. No case starts when the time is up, and a line names each that was left out. A kernel
 that traps takes the process with it: the script starts itself again behind that case. Every line of JSON has
-the commit, the device, the driver and the versions. Exit status: 1 if a check failed, 2 without a GPU.
+the commit, the device, the driver and the versions; the last has the tiers and precisions that were checked,
+and the targets. Exit status: 1 if a check failed, 2 without a GPU, 3 if a check was left out.
 
 One long file, because it is carried to machines that have nothing but torch; `gpu_figures` beside it measures
 the model's rows, `gpu_ahead` compiles.
@@ -24,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ import gpu_figures
 
 import cellfuse as cf
 from cellfuse.codegen.cpu.layout import Sizes
+from cellfuse.codegen.cuda import compile as compiling
 from cellfuse.codegen.cuda.persistent import Persistent
 from cellfuse.codegen.cuda.plan import microseconds
 from cellfuse.codegen.cuda.step import step_functions
@@ -56,6 +58,8 @@ CLOSE = {"fp32": 2e-5, "tf32": 1e-2, "bf16": 0.08, "fp16": 0.02, "fp64": 1e-10}
 TORCH = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
 TIERS = ("one CTA", "cluster", "grid", "per step")
 DEVICE = "cuda"
+# Targets: a custom cell's time over our LSTM's; seconds to compile a forward and a backward kernel.
+CUSTOM, COMPILE = 1.1, 1.5
 
 
 @dataclass(frozen=True)
@@ -167,19 +171,27 @@ def soak_cases(is_short: bool, steps: int) -> Iterator[Case]:
         yield Case("lstm", 24 if is_short else H, 2 if is_short else 16, precision, steps, tier)
 
 
+def cover_cases(is_short: bool) -> Iterator[Case]:
+    """Every tier in every precision, and every cell."""
+    for tier, (H, B) in SIZES.items():
+        H, T = (24 if H < 128 else H, 2) if is_short else (H, 48)
+        for precision in PRECISIONS:
+            yield Case("lstm", H, B, precision, T, tier)
+    for cell in ("mgu",) if is_short else sorted(cf.cells.CELLS):
+        yield Case(cell, 48, 5, "fp64", 16, "per step")
+        yield Case(cell, 48, 5, "fp32", 16, "", 2)
+
+
 def more_cases() -> Iterator[Case]:
-    """Every tier at the sizes it is for, every precision, every cell."""
+    """Every tier at the sizes it is for, and cells and precisions in it."""
     for tier, H, B in (("cluster", 256, 16), ("grid", 768, 16), ("cluster", 512, 40)):
         for D in (1, 2):
             yield Case("lstm", H, B, "bf16", 48, tier, D)
             yield Case("gru", H, B, "bf16", 48, tier, D)
-    for cell in ("lstm", "gru", "rnn", "slstm", "peephole_lstm"):
+    for cell in ("gru", "rnn", "slstm", "peephole_lstm"):
         for precision in PRECISIONS:
             for tier, (H, B) in SIZES.items():
                 yield Case(cell, H, B, precision, 48, tier)
-    for cell in sorted(cf.cells.CELLS):
-        yield Case(cell, 48, 5, "fp64", 16, "per step")
-        yield Case(cell, 48, 5, "fp32", 16, "", 2)
 
 
 def check(case: Case) -> dict[str, Any]:
@@ -194,9 +206,28 @@ def check(case: Case) -> dict[str, Any]:
     error, is_same = distance(got, want), all(map(torch.equal, got, again))
     wrong = "" if error <= CLOSE[case.precision] else f"error {error:.2e} > {CLOSE[case.precision]:.0e}"
     wrong = wrong or ("" if is_same else "two runs differ")
-    if not wrong and case.tier and not plan.startswith(f"cuda, {case.tier}"):
-        plan += " (this tier was not available)"
-    return {**case.facts(), "tier": case.tier, "plan": plan, "error": error, "wrong": wrong}
+    line = {**case.facts(), "tier": case.tier, "plan": plan, "error": error}
+    if case.tier and tier_of(plan) != case.tier:
+        line["unavailable"] = case.tier
+        wrong = wrong or not_used(case.tier, plan)
+    return {**line, "wrong": wrong}
+
+
+def tier_of(plan: str) -> str:
+    """The tier that a layer's plan names."""
+    return plan.removeprefix("cuda, ").split(":")[0]
+
+
+def not_used(tier: str, plan: str) -> str:
+    """What is wrong where another tier ran than was asked for; only clusters are not everywhere."""
+    if tier_of(plan) == tier or (tier == "cluster" and capability() < (9, 0)):
+        return ""
+    return f"{tier} was asked for and not used: {plan}"
+
+
+def capability() -> tuple[int, int]:
+    """Of the device."""
+    return cuda_step.device_of(torch.device(DEVICE, 0)).capability
 
 
 def _lstm(tier: str, precision: str = "fp32", H: int = 64) -> Case:
@@ -224,7 +255,8 @@ def _streams(tier: str) -> str:
             with torch.cuda.stream(stream):
                 made.append(results(layer, x))
         torch.cuda.synchronize()
-    return next(filter(None, (_differ(one, want) for one in made)), "")
+        wrong = not_used(tier, layer.plan(x))
+    return next(filter(None, (wrong, *(_differ(one, want) for one in made))), "")
 
 
 def _user_graph(tier: str, is_packed: bool, is_warm: bool = True) -> str:
@@ -246,7 +278,7 @@ def _user_graph(tier: str, is_packed: bool, is_warm: bool = True) -> str:
         (fixed.data if is_packed else fixed).mul_(0.5)
         graph.replay()
         torch.cuda.synchronize()
-        return _differ(made, results(layer, fixed))
+        return _differ(made, results(layer, fixed)) or not_used(tier, layer.plan(fixed))
 
 
 def _own_graphs(tier: str) -> str:
@@ -259,7 +291,7 @@ def _own_graphs(tier: str) -> str:
             wrong = _differ(results(layer, x * (k + 1)), results(exact, x * (k + 1)), 1e-9)
             if wrong:
                 return f"call {k + 1} {wrong}"
-    return ""
+        return not_used(tier, layer.plan(x))
 
 
 def _packed_input(name: str) -> str:
@@ -428,18 +460,19 @@ def clock(run: Callable[[], Any]) -> float:
 
 
 def table_cases(is_short: bool) -> list[Case]:
-    """The most telling first: B = 16, then the others; TF32 and bf16 before the rest."""
+    """The most telling first: B = 16, then the others; TF32, bf16 and custom cells before the rest."""
     if is_short:
         return [
+            Case("lstm", 8, 2, "fp32", 2),
             Case("lstm", 8, 2, "bf16", 2),
             Case("lstm", 8, 2, "fp32", 2, D=2),
             Case("mgu", 8, 2, "fp32", 2),
         ]
     sizes, found = (64, 128, 160, 192, 256, 512, 768, 1024), []
-    for batches, precisions in (((16,), ("tf32", "bf16")), ((16,), ("fp32", "fp16"))):
-        found += [Case(c, H, B, p) for p in precisions for B in batches for H in sizes for c in TORCH]
+    found += [Case(c, H, 16, p) for p in ("tf32", "bf16") for H in sizes for c in TORCH]
     custom = ("mgu", "peephole_lstm", "layer_norm_lstm", "slstm", "ugrnn")
     found += [Case(c, H, 16, "bf16") for H in (256, 512) for c in custom]
+    found += [Case(c, H, 16, p) for p in ("fp32", "fp16") for H in sizes for c in TORCH]
     found += [Case(c, H, 16, p, D=2) for p in ("tf32", "bf16") for H in (128, 256, 512) for c in TORCH]
     found += [Case(c, H, B, p) for p in PRECISIONS for B in (64, 1, 256) for H in sizes for c in TORCH]
     return found
@@ -497,7 +530,83 @@ def measure(case: Case, rounds: int) -> Iterator[dict[str, Any]]:
             }
 
 
+def compile_time(case: Case) -> Iterator[dict[str, Any]]:
+    """Seconds that the forward and the backward kernel of a case take to compile, one after the other."""
+    place = torch.device(DEVICE, 0)
+    _, *pair = gpu_ahead.texts_of(wanted_of(case), cuda_step.device_of(place))
+    options = (f"--gpu-architecture={cuda_step.launcher_of(place).arch}", "--std=c++17")
+    start = time.perf_counter()
+    for text in pair:
+        compiling._compile(text, options)  # past the cache
+    taken = time.perf_counter() - start
+    yield {**case.facts(), "tier": case.tier, "kernels": len(pair), "seconds": taken}
+
+
 # all of it
+
+
+@dataclass
+class Tally:
+    """What the last line says; a process that goes on for another is given it.
+
+    Attributes:
+        failed: checks that were wrong.
+        right: checks that were not, and `checked` their precisions by tier.
+        unavailable: checks whose tier this device does not have.
+        ratios: cuDNN's time over ours, by pass.
+        times: of our layers, microseconds a step, by cell and by the rest of the case.
+        compiled: seconds of each pair of kernels.
+    """
+
+    failed: int = 0
+    right: int = 0
+    unavailable: int = 0
+    checked: dict[str, list[str]] = field(default_factory=dict)
+    ratios: dict[str, list[float]] = field(default_factory=dict)
+    times: dict[str, dict[str, float]] = field(default_factory=dict)
+    compiled: list[float] = field(default_factory=list)
+
+    def add(self, kind: str, line: dict[str, Any]) -> None:
+        """Count a line."""
+        is_check = kind in ("check", "integration")
+        self.failed += bool(line.get("wrong"))
+        if is_check and not line["wrong"]:
+            self.unavailable += "unavailable" in line
+            self.right += "unavailable" not in line
+            if kind == "check" and "unavailable" not in line:
+                known = self.checked.setdefault(tier_of(line["plan"]), [])
+                known += [line["precision"]] * (line["precision"] not in known)
+        if line.get("against") == "cuDNN":
+            self.ratios.setdefault(line["pass"], []).append(line["ratio"])
+        if kind == "time" and "ratio" in line:
+            key = " ".join(f"{name}={line[name]}" for name in ("H", "B", "T", "D", "precision", "pass"))
+            self.times.setdefault(line["cell"], {})[key] = line["cellfuse us/step"]
+        if kind == "compile" and "seconds" in line:
+            self.compiled.append(line["seconds"])
+
+    def custom(self) -> dict[str, float]:
+        """The largest time of each cell that torch lacks, over our LSTM's in the same case."""
+        lstm, found = self.times.get("lstm", {}), {}
+        for cell, times in self.times.items():
+            ratios = [taken / lstm[key] for key, taken in times.items() if key in lstm]
+            if cell not in TORCH and ratios:
+                found[cell] = max(ratios)
+        return found
+
+    def targets(self) -> dict[str, Any]:
+        """Each with what was measured, and whether it is met."""
+
+        def verdict(values: list[float], limit: float) -> str:
+            if not values:
+                return "not measured"
+            return f"{'met' if max(values) <= limit else 'missed'}: {max(values):.3g}, target {limit}"
+
+        custom = self.custom()
+        return {
+            "custom cells over our LSTM": custom,
+            "target, custom cells over our LSTM": verdict([*custom.values()], CUSTOM),
+            "target, seconds to compile a pair": verdict(self.compiled, COMPILE),
+        }
 
 
 def about() -> dict[str, Any]:
@@ -539,7 +648,8 @@ def ahead_of(jobs: list[Job]) -> gpu_ahead.Ahead:
     wanted = [wanted_of(job.case) for job in jobs if job.case]
     texts = gpu_figures.texts(False, device.processors) if any(job.kind == "figure" for job in jobs) else []
     figures = [gpu_ahead.Wanted(texts=(text,)) for text in texts]
-    first = sum(job.kind == "check" for job in jobs[:80])
+    before = [job.kind for job in jobs]
+    first = before[: before.index("figure")].count("check") if "figure" in before else len(wanted)
     workers = max(1, (os.cpu_count() or 2) - 2)
     return gpu_ahead.Ahead([*wanted[:first], *figures, *wanted[first:]], device, arch, workers)
 
@@ -575,13 +685,20 @@ def jobs(args: argparse.Namespace, is_short: bool) -> list[Job]:
         yield {"what": name, "wrong": run()}
 
     cases = table_cases(is_short)
-    first = 48  # B = 16 in TF32 and bfloat16
+    first = 58  # B = 16 in TF32 and bfloat16, and cells that torch lacks
     checks(first_cases(is_short))
     if not is_short:
         for name, run in integration().items():
             found.append(Job("integration", {"what": name}, lambda name=name, run=run: one(name, run)))
     checks(soak_cases(is_short, args.soak))
+    checks(cover_cases(is_short))
     found.append(Job("figure", {}, lambda: _figures(is_short)))
+    if not (is_short and compiling.why_not()):
+        pairs = [("lstm", "grid" if is_short else "cluster"), *([] if is_short else [("gru", "grid")])]
+        for cell, tier in pairs:
+            case = Case(cell, 128 if is_short else 512, 16, "bf16", 512, tier)
+            facts = {**case.facts(), "tier": tier}
+            found.append(Job("compile", facts, lambda case=case: compile_time(case)))
     table(cases[:first])
     for exchange, ctas in exchange_ways(2 if is_short else 128):
         facts = {"exchange": exchange, "ctas": ctas}
@@ -589,7 +706,11 @@ def jobs(args: argparse.Namespace, is_short: bool) -> list[Job]:
         found.append(Job("exchange", facts, lambda e=exchange, c=ctas, s=steps: exchanges(e, c, s)))
     checks(more_cases() if not is_short else iter(()))
     table(cases[first:])
-    kinds = {"checks": ("check", "integration"), "figures": ("figure", "exchange"), "table": ("time",)}
+    kinds = {
+        "checks": ("check", "integration"),
+        "figures": ("figure", "exchange", "compile"),
+        "table": ("time",),
+    }
     return [job for job in found if args.only is None or job.kind in kinds[args.only]]
 
 
@@ -605,10 +726,10 @@ def is_alive() -> bool:
     return True
 
 
-def again(arguments: list[str], first: int, end: float, failed: int) -> None:
+def again(arguments: list[str], first: int, end: float, tally: Tally) -> None:
     """This script in a new process, in place of this one, behind the case that ended the device."""
     print(f"the device is lost to this process; another begins with case {first}", flush=True)
-    more = ["--begin", str(first), "--until", str(end), "--failed", str(failed)]
+    more = ["--begin", str(first), "--until", str(end), "--tally", json.dumps(asdict(tally))]
     os.execv(sys.executable, [sys.executable, __file__, *arguments, *more])
 
 
@@ -623,7 +744,7 @@ def main(arguments: list[str] | None = None, *, is_short: bool = False) -> int:
     parser.add_argument("--only", choices=("checks", "figures", "table"), help="one part")
     parser.add_argument("--begin", type=int, default=0, help="leave out so many cases")
     parser.add_argument("--until", type=float, help="start no case after this time, in seconds since 1970")
-    parser.add_argument("--failed", type=int, default=0, help="checks that failed before")
+    parser.add_argument("--tally", type=json.loads, default={}, help="what was found before, as JSON")
     given = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(given)
     why = "" if is_short else cuda_driver.why_not()
@@ -631,12 +752,12 @@ def main(arguments: list[str] | None = None, *, is_short: bool = False) -> int:
         print(f"no GPU to measure: {why}")
         return 2
     end = time.time() + args.minutes * 60 if args.until is None else args.until
-    header, failed, left_out = about(), args.failed, Counter()
+    header, tally, left_out = about(), Tally(**args.tally), Counter()
     print(json.dumps(header), flush=True)
 
     def note(kind: str, line: dict[str, Any]) -> None:
-        nonlocal failed
-        failed += bool(line.get("wrong"))
+        if "not run" not in line:
+            tally.add(kind, line)
         shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in line.items() if v != ""}
         text = " ".join(f"{k}={v}" for k, v in shown.items())
         print(f"{'WRONG ' if line.get('wrong') else ''}{kind} {text}", flush=True)
@@ -644,7 +765,7 @@ def main(arguments: list[str] | None = None, *, is_short: bool = False) -> int:
             with args.json.open("a") as stream:
                 stream.write(json.dumps({"kind": kind, **line, **header}) + "\n")
 
-    wanted, ratios, ahead = jobs(args, is_short), {}, None
+    wanted, ahead = jobs(args, is_short), None
     if not is_short:
         ahead = ahead_of(wanted[args.begin :])
     for number, job in enumerate(wanted[args.begin :], args.begin):
@@ -652,15 +773,13 @@ def main(arguments: list[str] | None = None, *, is_short: bool = False) -> int:
             left_out[job.kind] += 1
             note(job.kind, {**job.facts, "not run": "out of time"})
             continue
-        if ahead is not None and job.kind in ("figure", "time", "exchange"):
+        if ahead is not None and job.kind in ("figure", "time", "exchange", "compile"):
             # Not while something is measured.
             note("compiled ahead", {"what": ahead.wait(min(60.0, (end - time.time()) / 4))})
             ahead.end()
             ahead = None
         try:
             for line in job.run():
-                if line.get("against") == "cuDNN":
-                    ratios.setdefault(line["pass"], []).append(line["ratio"])
                 note(job.kind, line)
         except Exception as problem:  # noqa: BLE001
             # A case that raises is a failed check, not the end.
@@ -668,17 +787,20 @@ def main(arguments: list[str] | None = None, *, is_short: bool = False) -> int:
             if not is_alive():
                 if ahead is not None:
                     ahead.end()
-                again(given, number + 1, end, failed)
+                again(given, number + 1, end, tally)
     if ahead is not None:
         ahead.end()
-    for name, values in ratios.items():
+    for name, values in tally.ratios.items():
         mean = math.exp(sum(map(math.log, values)) / len(values))
         text = f"geometric mean of {len(values)}: {mean:.2f}, least {min(values):.2f}"
         print(f"{name}: cuDNN's time over ours, {text}")
-    count = sum(left_out.values())
-    note("end", {"failed": failed, "left out": count, **{f"left out, {k}": n for k, n in left_out.items()}})
-    print(f"{failed} checks failed, {count} cases left out")
-    return int(failed > 0)
+    count, unchecked = sum(left_out.values()), left_out["check"] + left_out["integration"]
+    last = {"failed": tally.failed, "right": tally.right, "unavailable": tally.unavailable}
+    last |= {"checked": tally.checked, **tally.targets(), "checks left out": unchecked}
+    note("end", last | {"left out": count, **{f"left out, {k}": n for k, n in left_out.items()}})
+    said = f"{tally.failed} checks failed, {tally.right} were right, {unchecked} left out"
+    print(f"{said}; {count} cases left out in all")
+    return 1 if tally.failed else 3 if unchecked else 0
 
 
 if __name__ == "__main__":

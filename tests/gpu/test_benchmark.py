@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +24,7 @@ from gpu.emulator.launcher import WHY_NOT, Emulator
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 NO_NVRTC = compiling.why_not()
+KINDS_WITH_NVRTC = set() if NO_NVRTC else {"compile"}
 
 
 class Emulated(Emulator):
@@ -70,17 +71,30 @@ def test_every_part_runs_on_the_emulator(script, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert status == 0, printed
     lines = lines_of(file)
-    assert {line["kind"] for line in lines} == {"check", "exchange", "figure", "time", "end"}
+    assert {line["kind"] for line in lines} == {
+        "check",
+        "exchange",
+        "figure",
+        "time",
+        "end",
+    } | KINDS_WITH_NVRTC
     checks = [line for line in lines if line["kind"] == "check"]
     assert {(line["tier"], line["D"]) for line in checks} >= {(t, D) for t in script.TIERS for D in (1, 2)}
     assert {line["tier"] for line in checks if line["T"] == 5} == set(script.TIERS)
-    assert not [line for line in checks if "not available" in line["plan"]]
+    assert not [line for line in checks if "unavailable" in line]
     assert lines[0]["cell"] == "rnn"  # the tensor cores' operands
     measured = [line for line in lines if isinstance(line.get("infer us"), float)]
     assert measured
     assert all(line["infer us assumed"] > 0 for line in measured)
     assert all(line["commit"] and line["device"] == "emulator" and line["torch"] for line in lines)
-    assert "0 checks failed, 0 cases left out" in printed
+    assert f"0 checks failed, {len(checks)} were right, 0 left out; 0 cases left out in all" in printed
+    end = lines[-1]
+    assert {
+        tier: set(end["checked"][tier]) >= {*script.PRECISIONS} for tier in script.TIERS
+    } == dict.fromkeys(script.TIERS, True)
+    assert end["custom cells over our LSTM"].keys() == {"mgu"}
+    assert end["target, custom cells over our LSTM"].split(":")[0] in ("met", "missed")
+    assert (end["target, seconds to compile a pair"] == "not measured") == bool(NO_NVRTC)
 
 
 def test_a_wrong_result_is_found(script, monkeypatch):
@@ -101,15 +115,73 @@ def test_a_case_that_fails_does_not_stop_the_others(script, tmp_path, monkeypatc
 
 
 def test_what_is_not_run_is_said(script, tmp_path, capsys):
+    """And is no success, if it is a check."""
     file = tmp_path / "lines.jsonl"
-    assert script.main(["--json", str(file), "--minutes", "-1"], is_short=True) == 0
+    assert script.main(["--minutes", "-1", "--only", "table"], is_short=True) == 0
+    assert script.main(["--json", str(file), "--minutes", "-1"], is_short=True) == 3
     *lines, end = lines_of(file)
     assert {line["not run"] for line in lines} == {"out of time"}
     assert Counter(line["kind"] for line in lines) == {
         kind.removeprefix("left out, "): n for kind, n in end.items() if kind.startswith("left out, ")
     }
     assert end["left out"] == len(lines)
+    assert end["checks left out"] == sum(line["kind"] == "check" for line in lines) > 0
+    assert end["checked"] == {}
+    assert end["right"] == 0
     assert f"{len(lines)} cases left out" in capsys.readouterr().out
+
+
+class NoRoom(Emulated):
+    def fits(self, kernel, entry, blocks):
+        return False
+
+
+@pytest.mark.parametrize(("tier", "capability"), [("cluster", (9, 0)), ("grid", (9, 0)), ("grid", (8, 0))])
+def test_another_tier_than_was_asked_for_is_wrong(script, monkeypatch, tier, capability):
+    monkeypatch.setattr(cuda_step, "launcher_of", lambda device: NoRoom())
+    device = Device(capability, 8, 227 * 1024, ((2, 4), (4, 2)) if capability >= (9, 0) else ())
+    monkeypatch.setattr(cuda_step, "device_of", lambda device_: device)
+    (case, *_) = (case for case in script.first_cases(True) if case.tier == tier)
+    assert f"{tier} was asked for and not used" in script.check(case)["wrong"]
+
+
+def test_clusters_are_not_everywhere(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda_step, "device_of", lambda device: Device((8, 0), 8, 160 * 1024, ()))
+    file, only = tmp_path / "lines.jsonl", [*script.first_cases(True)]
+    monkeypatch.setattr(script, "soak_cases", lambda *given: iter(()))
+    monkeypatch.setattr(script, "cover_cases", lambda *given: iter(()))
+    assert script.main(["--json", str(file), "--only", "checks"], is_short=True) == 0
+    end = lines_of(file)[-1]
+    assert end["unavailable"] == sum(case.tier == "cluster" for case in only)
+    assert end["right"] == len(only) - end["unavailable"]
+    assert "cluster" not in end["checked"]
+
+
+def test_targets_are_met_or_missed(script):
+    tally, facts = script.Tally(), {"H": 8, "B": 2, "T": 2, "D": 1, "precision": "bf16", "pass": "forward"}
+    assert [*tally.targets().values()] == [{}, "not measured", "not measured"]
+
+    def add(cell, taken, **other):
+        line = {**facts, **other, "cell": cell, "cellfuse us/step": taken, "ratio": 1.0}
+        tally.add("time", line)
+
+    for cell, taken in (("lstm", 2.0), ("mgu", 2.1), ("gru", 9.0)):
+        add(cell, taken)
+    add("mgu", 50.0, H=16)  # our LSTM was not measured there
+    tally.add("compile", {"seconds": 1.2})
+    assert tally.targets() == {
+        "custom cells over our LSTM": {"mgu": 1.05},
+        "target, custom cells over our LSTM": "met: 1.05, target 1.1",
+        "target, seconds to compile a pair": "met: 1.2, target 1.5",
+    }
+    tally = script.Tally(**json.loads(json.dumps(asdict(tally))))
+    add("slstm", 3.0)
+    tally.add("compile", {"seconds": 2.0})
+    assert tally.targets() == {
+        "custom cells over our LSTM": {"mgu": 1.05, "slstm": 1.5},
+        "target, custom cells over our LSTM": "missed: 1.5, target 1.1",
+        "target, seconds to compile a pair": "missed: 2, target 1.5",
+    }
 
 
 def test_a_lost_device_is_left_behind(script, tmp_path, monkeypatch):
@@ -131,7 +203,7 @@ def test_a_lost_device_is_left_behind(script, tmp_path, monkeypatch):
     given = ["--json", str(file), "--only", "checks", "--soak", "3"]
     with pytest.raises(Replaced):
         script.main(given, is_short=True)
-    for _ in range(20):
+    for _ in range(40):
         try:
             script.main(begun[-1], is_short=True)
         except Replaced:
@@ -142,6 +214,8 @@ def test_a_lost_device_is_left_behind(script, tmp_path, monkeypatch):
     assert [line["tier"] for line in lines[:-1]] == [job.facts["tier"] for job in wanted]
     failed = sum(job.case.precision == "bf16" for job in wanted)
     assert lines[-1]["failed"] == failed == len(begun)
+    assert lines[-1]["right"] == len(wanted) - failed
+    assert lines[-1]["checked"].keys() == {*script.TIERS}
 
 
 def test_the_most_telling_comes_first(script, monkeypatch):
@@ -154,7 +228,11 @@ def test_the_most_telling_comes_first(script, monkeypatch):
     early = [job.case for job in wanted[: kinds.index("time")] if job.case]
     assert {(case.tier, case.D) for case in early} >= {(t, D) for t in script.TIERS for D in (1, 2)}
     assert {case.tier for case in early if case.T == 2000} == set(script.TIERS)
-    assert {case.precision for case in early} == set(script.PRECISIONS)
+    checked = {(case.tier, case.precision) for case in early}
+    assert checked >= {(t, p) for t in script.TIERS for p in script.PRECISIONS}
+    cells = {*script.cf.cells.CELLS}
+    assert {case.cell for case in early if case.precision == "fp64" and case.D == 1} == cells
+    assert {case.cell for case in early if not case.tier and case.D == 2} == cells
     timed = [job.case for job in wanted if job.kind == "time"]
     assert {case.D for case in timed} == {1, 2}
     assert all(case.B == 16 and case.precision in ("tf32", "bf16") for case in timed[:48])

@@ -1,5 +1,8 @@
 """The cuda backend through the layer: tensors of the CPU, kernels run by the emulator."""
 
+import threading
+import time
+
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -240,3 +243,67 @@ def test_products_follow_the_switches_of_torch():
     finally:
         matmul.allow_tf32 = False
         matmul.fp32_precision, rnn.fp32_precision = before
+
+
+@pytest.fixture
+def matmul():
+    found = torch.backends.cuda.matmul
+    before = found.fp32_precision
+    yield found
+    found.allow_tf32 = False
+    found.fp32_precision = before
+
+
+def test_threads_with_other_wishes_wait(matmul):
+    """Each computes with the setting it wished for, and the user's is there again at the end."""
+    before, seen, wrong = matmul.fp32_precision, [], []
+    mgu = cf.cells.find("mgu")
+
+    def work(tf32):
+        for _ in range(300):
+            with precision.matmul_in(tf32):
+                for _ in range(3):
+                    seen.append(tf32)
+                    if (matmul.fp32_precision == "tf32") != tf32:
+                        wrong.append("setting")
+                    if precision.is_tf32(mgu):
+                        wrong.append("the user's")
+                    time.sleep(0)
+
+    threads = [threading.Thread(target=work, args=(k % 2 == 0,), daemon=True) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not wrong
+    assert len(seen) == 4 * 300 * 3
+    assert matmul.fp32_precision == before
+
+
+def test_threads_with_one_wish_run_together(matmul):
+    before, meeting = matmul.fp32_precision, threading.Barrier(2, timeout=10)
+    done = []
+
+    def work(is_last):
+        with precision.matmul_in(True):
+            meeting.wait()
+            if is_last:
+                time.sleep(0.05)
+            done.append(matmul.fp32_precision)
+
+    threads = [threading.Thread(target=work, args=(k == 1,), daemon=True) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert done == ["tf32", "tf32"]
+    assert matmul.fp32_precision == before
+
+
+def test_one_thread_cannot_wish_for_both(matmul):
+    before = matmul.fp32_precision
+    with precision.matmul_in(True), precision.matmul_in(True):
+        with pytest.raises(RuntimeError, match="at once"), precision.matmul_in(False):
+            pass
+        assert matmul.fp32_precision == "tf32"
+    assert matmul.fp32_precision == before

@@ -134,6 +134,16 @@ def test_graphs_of_our_own_hold_nothing_that_changes(gpu, monkeypatch):
     assert len(gpu.captures) == 4  # two loops in two directions; both layers share them
 
 
+def test_lengths_in_turn_are_captured_once(gpu, monkeypatch):
+    """Two loops, two directions, two lengths."""
+    one = Trained(gpu, monkeypatch, "per step")
+    inputs = [one.input, gpu.to(torch.randn(4, 3, 3))]
+    for _ in range(5):
+        for one.input in inputs:
+            one.run()
+    assert len(gpu.captures) == 8
+
+
 def test_a_graph_of_our_own_is_not_used_in_a_users(gpu, monkeypatch):
     one = Trained(gpu, monkeypatch, "per step")
     for _ in range(2):

@@ -1,5 +1,9 @@
 """The per-step kernels of the cuda backend, run by the emulator, against the eager formula in float64."""
 
+import weakref
+from dataclasses import dataclass
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -130,17 +134,25 @@ def test_more_units_than_threads(name):
     compare(name, torch.float64, (2, 1), H=301, factor=10)
 
 
-def test_graphs_have_memory_of_their_own(monkeypatch):
-    """A graph is replayed on the memory it was captured with; results must not change with the next call."""
-    captured = []
+@pytest.fixture
+def captured(monkeypatch):
+    """The runs that were captured, on a device that replays them as they are."""
+    found = []
 
     def capture(run):
-        captured.append(run)
+        found.append(run)
         return run
 
     monkeypatch.setattr(graphs, "can_capture", lambda device: True)
     monkeypatch.setattr(graphs, "stream_of", lambda device: 0)
     monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(graphs, "_all", weakref.WeakSet())
+    return found
+
+
+def test_graphs_have_memory_of_their_own(captured, monkeypatch):
+    """A graph is replayed on the memory it was captured with; results must not change with the next call."""
+    monkeypatch.setattr(graphs, "KEPT", 4)
     for name in ("lstm", "leaky"):
         captured.clear()
         cell, weights = CELLS[name], None
@@ -166,3 +178,116 @@ def test_graphs_have_memory_of_their_own(monkeypatch):
             for _ in range(2):
                 fused.forward(torch.randn(2 * steps, 3).double(), times, states, weights, keep=False)
         assert len(fused.graphs._found) == graphs.KEPT
+
+
+@dataclass
+class Model:
+    """A cell that infers, with its weights."""
+
+    name: str = "lstm"
+    H: int = 4
+
+    def __post_init__(self):
+        cell = CELLS[self.name]
+        self.fused = PerStep(cell, True, Sizes(self.H), torch.float32, Emulator())
+        layer = cell.layer(3, self.H)
+        self.weights = {k: v.detach() for k, v in layer._weights(layer._blocks()[0]).items()}
+        self.cell = cell
+
+    def infer(self, steps):
+        states = [torch.zeros(2, self.H) for _ in self.cell.states]
+        x, times = torch.randn(2 * steps, 3), times_of((steps, steps), False)
+        return self.fused.forward(x, times, states, self.weights, keep=False)
+
+    def bytes(self, steps):
+        return self.fused.bytes("infer", times_of((steps, steps), False))
+
+
+@pytest.mark.parametrize("limit", ["room", "free", "KEPT"])
+def test_lengths_in_turn_are_not_captured_for_ever(captured, monkeypatch, limit):
+    """With room for one shape of two, one is replayed; the other goes step by step."""
+    one = Model()
+    if limit == "KEPT":
+        monkeypatch.setattr(graphs, "KEPT", 1)
+    else:
+        size = one.bytes(4) * (2 if limit == "free" else 1)
+        left = lambda device: size - (2 * one.bytes(3) * len(captured) if limit == "free" else 0)  # noqa: E731
+        monkeypatch.setattr(graphs, limit, left)
+    for _ in range(100):
+        for steps in (3, 4):
+            one.infer(steps)
+    assert len(captured) == 1
+
+
+def test_many_lengths_have_graphs(captured):
+    one = Model()
+    for _ in range(5):
+        for steps in range(1, 33):
+            one.infer(steps)
+    assert len(captured) == 32
+
+
+@pytest.mark.parametrize("is_other", [False, True])
+def test_graphs_out_of_use_make_room(captured, monkeypatch, is_other):
+    """Those of other cells, too, unless another thread works with them."""
+    monkeypatch.setattr(graphs, "IDLE", 20)
+    monkeypatch.setattr(graphs, "_RETRY", 5)
+    old = Model()
+    new = Model("gru") if is_other else old
+    monkeypatch.setattr(graphs, "room", lambda device: max(old.bytes(3), new.bytes(4)))
+    monkeypatch.setattr(graphs, "_uses", iter(range(100000)))
+    for _ in range(2):
+        old.infer(3)
+    assert len(captured) == 1
+    if is_other:
+        with old.fused.graphs.lock:
+            for _ in range(200):
+                new.infer(4)
+        assert len(captured) == 1
+    for _ in range(200):
+        new.infer(4)
+    assert len(captured) == 2
+    assert not [key for key in old.fused.graphs._found if key[1] == 3]
+    assert new.fused.graphs.held(torch.device("cpu")) == new.bytes(4)
+
+
+@pytest.mark.parametrize("loop", ["infer", "forward", "backward"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["lstm", "gru", "layer_norm_lstm", "slstm", "focus"])
+def test_bytes_are_those_of_the_memory(name, dtype, loop):
+    sizes = Sizes(6, 0, options_of(CELLS[name], 6).get("num_heads", 1))
+    one, times = PerStep(CELLS[name], True, sizes, dtype, Emulator()), times_of((5, 5, 5), False)
+    memory = one.memory(loop, times, torch.empty(0))
+    made = sum(value.nbytes for value in (*memory.tensors.values(), *memory.slabs))
+    assert one.bytes(loop, times) == made
+
+
+def test_large_layers_have_graphs(monkeypatch):
+    """On a GPU of 80 GB: 512 steps of up to 256 sequences and 1024 units."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    large = type("Properties", (), {"total_memory": 79 << 30})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: large)
+    graphs.room.cache_clear()
+    left = graphs.room(torch.device("cuda", 0))
+    graphs.room.cache_clear()
+    for name, dtype in product(("lstm", "gru"), (torch.float32, torch.bfloat16)):
+        one = PerStep(CELLS[name], True, Sizes(1024), dtype, Emulator())
+        times = times_of((512,) * 256, False)
+        assert sum(one.bytes(loop, times) for loop in ("infer", "forward", "backward")) <= left
+
+
+def test_graphs_are_for_the_switches_they_were_captured_with(captured, monkeypatch):
+    one, matmul = Model(), torch.backends.cuda.matmul
+    switches = [f"allow_{kind}_reduced_precision_reduction" for kind in ("bf16", "fp16")]
+    switches.append("allow_fp16_accumulation")
+    for count, name in enumerate(["", *switches], 1):
+        before = getattr(matmul, name) if name else None
+        try:
+            if name:
+                setattr(matmul, name, not before)
+            for _ in range(3):
+                one.infer(3)
+        finally:
+            if name:
+                setattr(matmul, name, before)
+        assert len(captured) == count

@@ -5,6 +5,7 @@ For any cell, size and number format. No autograd here: see `op`. It runs wherev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from cellfuse.runtime.case import Weights
 from cellfuse.runtime.columns import Columns
 from cellfuse.runtime.fused import Kept
 from cellfuse.runtime.graphs import Graphs
-from cellfuse.runtime.precision import is_tf32, matmul_in
+from cellfuse.runtime.precision import is_tf32, matmul_in, product_switches
 from cellfuse.runtime.times import Times
 
 # What is computed with, by what is stored.
@@ -94,10 +95,11 @@ class PerStep:
         """Of the numbers in a buffer."""
         return self.dtype if is_stored(name) else self.real
 
-    def memory(self, loop: str, times: Times, like: Tensor, kept: Kept | None = None) -> Memory:
-        """Memory for one run of a loop over so many rows; what the forward loop left is taken as it is."""
+    def shapes_of(self, loop: str, times: Times) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Of the tensors of one run of a loop over so many rows, but for masks."""
         rows = {"time": int(times.starts[-1]), "batch": times.batch, "once": 1}
-        tensors, masks = {}, {place.buffer for place in self.columns.masks.values()}
+        found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        masks = {place.buffer for place in self.columns.masks.values()}
         others = [name for name in ("infer", "forward", "backward") if name != loop]
         unread = {
             "infer": ("kept", "kept_numbers", "carry"),
@@ -111,14 +113,26 @@ class PerStep:
             is_given = name == "states" or name in masks  # see `load_weights`
             if is_given or not stride or is_other or is_gradient or name in unread:
                 continue
-            if kept is not None and name in kept.buffers:
-                tensors[name] = kept.buffers[name].to(self.dtype_of(name))  # an operator's may be float32
-                continue
-            tensors[name] = like.new_empty(rows[buffer.rows], stride, dtype=self.dtype_of(name))
+            found[name] = (rows[buffer.rows], stride), self.dtype_of(name)
         for k, width in enumerate(self.pointwise.results[loop]):
-            tensors[f"results_{k}"] = like.new_empty(times.batch, width, dtype=self.dtype)
+            found[f"results_{k}"] = (times.batch, width), self.dtype
         if self.pointwise.gathered:
-            tensors["gathered"] = like.new_empty(self.pointwise.gathered, times.batch, dtype=self.real)
+            found["gathered"] = (self.pointwise.gathered, times.batch), self.real
+        return found
+
+    def bytes(self, loop: str, times: Times) -> int:
+        """Of the memory of one run of a loop, the slabs of states included."""
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in self.shapes_of(loop, times).values()]
+        return sum(sizes) + (times.steps + 1) * times.batch * sum(self.widths) * self.real.itemsize
+
+    def memory(self, loop: str, times: Times, like: Tensor, kept: Kept | None = None) -> Memory:
+        """Memory for one run of a loop; what the forward loop left is taken as it is."""
+        tensors = {}
+        for name, (shape, dtype) in self.shapes_of(loop, times).items():
+            if kept is not None and name in kept.buffers:
+                tensors[name] = kept.buffers[name].to(dtype)  # an operator's may be float32
+            else:
+                tensors[name] = like.new_empty(shape, dtype=dtype)
         if kept is not None:
             return Memory(tensors, kept.slabs)
         slabs = [like.new_empty(times.steps + 1, times.batch, w, dtype=self.real) for w in self.widths]
@@ -129,12 +143,6 @@ class PerStep:
         self, loop: str, times: Times, like: Tensor, weights: Weights, kept: Kept | None = None
     ) -> Iterator[tuple[Memory, Callable[[], None]]]:
         """Memory that holds the weights and what was kept, and what runs the loop on it."""
-        key = self._key(loop, times, like)
-        if key is None or not self.graphs.is_worth(key):
-            memory = self.memory(loop, times, like, kept)
-            self.load_weights(memory, loop, weights)
-            yield memory, lambda: self.run(memory, loop, times)
-            return
 
         def make() -> Memory:
             memory = self.memory(loop, times, like)
@@ -142,25 +150,34 @@ class PerStep:
             self.load_weights(memory, loop, weights)
             return memory
 
-        with self.graphs.lock:
-            found = self.graphs.get(key, make, lambda memory: self.run(memory, loop, times))
-            memory = found.memory
-            self.load_weights(memory, loop, weights)
-            if kept is not None:
-                for name, value in kept.buffers.items():
-                    memory.tensors[name].copy_(value)
-                for slab, value in zip(memory.slabs, kept.slabs, strict=True):
-                    slab.copy_(value)
-            yield memory, found.replay
+        key = self._key(loop, times, like)
+        if key is not None and self.graphs.is_worth(key):
+            with self.graphs.lock:
+                size, run = self.bytes(loop, times), lambda memory: self.run(memory, loop, times)
+                found = self.graphs.get(key, size, like.device, make, run)
+                if found is not None:
+                    self._load(found.memory, loop, weights, kept)
+                    yield found.memory, found.replay
+                    return
+        memory = self.memory(loop, times, like, kept)
+        self.load_weights(memory, loop, weights)
+        yield memory, lambda: self.run(memory, loop, times)
+
+    def _load(self, memory: Memory, loop: str, weights: Weights, kept: Kept | None) -> None:
+        """Put what a call is given into the memory of a graph."""
+        self.load_weights(memory, loop, weights)
+        if kept is not None:
+            for name, value in kept.buffers.items():
+                memory.tensors[name].copy_(value)
+            for slab, value in zip(memory.slabs, kept.slabs, strict=True):
+                slab.copy_(value)
 
     def _key(self, loop: str, times: Times, like: Tensor) -> Hashable:
         """What a graph is for; None where there can be none."""
-        numbers = sum(self.layout.strides.values()) + sum(self.widths)
-        too_large = int(times.starts[-1]) * numbers * self.real.itemsize > graphs.LARGEST
-        if times.batch_sizes is not None or too_large or not graphs.can_capture(like.device):
+        if times.batch_sizes is not None or not graphs.can_capture(like.device):
             return None
-        stream, tf32 = graphs.stream_of(like.device), is_tf32(self.cell)
-        return loop, times.steps, times.batch, times.is_reverse, stream, tf32
+        stream, products = graphs.stream_of(like.device), product_switches(self.cell)
+        return loop, times.steps, times.batch, times.is_reverse, stream, products
 
     def load_weights(self, memory: Memory, loop: str, weights: Weights) -> None:
         """Put the weights where the kernels and products read them."""
