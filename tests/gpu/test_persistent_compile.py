@@ -63,6 +63,20 @@ def test_cells_without_a_recurrent_product_compile_in_every_precision(name):
     check(kernels, "sm_90")
 
 
+@pytest.mark.parametrize(
+    ("name", "units", "batch", "precision", "arch"),
+    [
+        ("rnn", 768, 256, "bf16", "sm_100"),
+        ("rnn_relu", 768, 256, "fp16", "sm_100"),
+        ("rnn", 448, 384, "bf16", "sm_80"),
+        ("rnn", 640, 256, "bf16", "sm_80"),
+        ("rnn", 1152, 128, "bf16", "sm_90"),
+    ],
+)
+def test_a_thread_with_many_items_does_not_spill(name, units, batch, precision, arch):
+    check(planned(name, units, batch, precision, DEVICES[arch]), arch)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", NAMES)
