@@ -69,6 +69,7 @@ def test_cells_without_a_recurrent_product_compile_in_every_precision(name):
         ("rnn", 768, 256, "bf16", "sm_100"),
         ("rnn_relu", 768, 256, "fp16", "sm_100"),
         ("rnn", 448, 384, "bf16", "sm_80"),
+        ("rnn", 576, 512, "tf32", "sm_90"),
         ("rnn", 640, 256, "bf16", "sm_80"),
         ("rnn", 1152, 128, "bf16", "sm_90"),
     ],

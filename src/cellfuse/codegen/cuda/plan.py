@@ -192,7 +192,7 @@ def registers(kernel: Persistent) -> int:
     if kernel.exchange == "write_once" and kernel.is_backward:
         each += 4
         sums += 28
-    elif kernel.exchange == "write_once" and items > 4:
+    elif kernel.exchange != "none" and not kernel.is_backward and items > 4:
         sums += 24 + 4 * (items - 4)  # the addresses of its chunks stay in registers, too
     return REGISTERS_FOR_THE_REST - 30 + kernel.held * 4 + sums + items * each
 
