@@ -59,6 +59,11 @@ def test_the_same_seed_gives_the_same_order():
     assert (orders[0] != orders[2]).any()
 
 
+def test_an_array_without_elements_is_refused_as_nvrtc_does():
+    with pytest.raises(EmulatorError, match=r"(?s)g\+\+ does not take.*zero-size array"):
+        run("float none[0]; (void)none;", floats(1))
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [

@@ -99,6 +99,7 @@ def test_exchanges_in_float32(exchange, name, units, how):
         ("lstm", 64, {"exchange": "messages", "ctas": 4, "batch": 17, "tile": 16, "in_registers": 5}),
         ("gru", 27, {"exchange": "messages", "ctas": 2, "threads": 128, "directions": 2}),
         ("ugrnn", 30, {"exchange": "write_once", "ctas": 4, "steps": 5, "lengths": (5, 2, 0)}),
+        ("indrnn", 40, {"ctas": 2, "batch": 3}),  # no product
     ],
 )
 def test_tensor_cores(precision, name, units, how):

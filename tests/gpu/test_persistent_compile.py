@@ -6,7 +6,7 @@ import cellfuse as cf
 from cellfuse.codegen.cuda.compile import compile, why_not
 from cellfuse.codegen.cuda.persistent import Persistent
 from cellfuse.codegen.cuda.plan import A100, B200, H100, RTX5090, plan
-from cellfuse.codegen.cuda.step import step_functions
+from cellfuse.codegen.cuda.step import step_functions, why_no_step
 from cellfuse.codegen.lower import lower
 from gpu import machine_code, nvrtc
 
@@ -14,7 +14,12 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
 
 DEVICES = {"sm_80": A100, "sm_90": H100, "sm_100": B200, "sm_120": RTX5090}
 NAMES = ("lstm", "gru", "rnn", "peephole_lstm", "slstm")
-PROGRAMS = {name: lower(cf.cells.find(name).step) for name in NAMES}
+PROGRAMS = {name: lower(cell.step) for name, cell in cf.cells.CELLS.items()}
+WITHOUT_PRODUCT = [
+    name
+    for name, program in PROGRAMS.items()
+    if not why_no_step(program) and not step_functions(program, 64).matrices
+]
 
 
 def planned(name, units, batch, precision, device):
@@ -45,6 +50,32 @@ def test_planned_kernels_fit_every_gpu(arch):
     kernels = [kernel for case in cases for kernel in planned(*case, DEVICES[arch])]
     assert len(kernels) >= 6
     check(kernels, arch)
+
+
+@pytest.mark.parametrize("name", WITHOUT_PRODUCT)
+def test_cells_without_a_recurrent_product_compile_in_every_precision(name):
+    kernels = [
+        kernel
+        for precision in ("fp32", "tf32", "bf16", "fp16")
+        for kernel in planned(name, 64, 16, precision, H100)
+    ]
+    assert len(kernels) == 12
+    check(kernels, "sm_90")
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "batch", "precision", "arch"),
+    [
+        ("rnn", 768, 256, "bf16", "sm_100"),
+        ("rnn_relu", 768, 256, "fp16", "sm_100"),
+        ("rnn", 448, 384, "bf16", "sm_80"),
+        ("rnn", 576, 512, "tf32", "sm_90"),
+        ("rnn", 640, 256, "bf16", "sm_80"),
+        ("rnn", 1152, 128, "bf16", "sm_90"),
+    ],
+)
+def test_a_thread_with_many_items_does_not_spill(name, units, batch, precision, arch):
+    check(planned(name, units, batch, precision, DEVICES[arch]), arch)
 
 
 @pytest.mark.slow

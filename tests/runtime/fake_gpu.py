@@ -136,12 +136,21 @@ class Watch(TorchFunctionMode):
 
 
 class Api:
-    """The driver: real structures, the emulator's launches, and what a capture forbids."""
+    """One device's driver: real structures, the emulator's launches, and what is forbidden.
+
+    A capture forbids UNSAFE calls; with another device current, or its context, OF_CONTEXT ones go wrong.
+    """
 
     UNSAFE = ("cuModuleLoadData", "cuModuleGetFunction", "cuFuncSetAttribute")
+    OF_CONTEXT = (
+        *UNSAFE,
+        "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+        "cuOccupancyMaxActiveClusters",
+        "cuLaunchKernelEx",
+    )
 
-    def __init__(self, gpu, real):
-        self.gpu, self.real, self.calls = gpu, real, []
+    def __init__(self, gpu, real, device):
+        self.gpu, self.real, self.device, self.calls = gpu, real, device, []
         self.good = real.CUresult.CUDA_SUCCESS
         modes = real.CUstreamCaptureMode
         self.mode, self.relaxed = (
@@ -155,6 +164,9 @@ class Api:
 
         def call(*given):
             self.calls.append(name)
+            current = self.gpu.contexts[-1] if self.gpu.contexts else self.gpu.device
+            if name in self.OF_CONTEXT and current != self.device:
+                raise Violation(f"{name} for device {self.device} while device {current} is current")
             if name in self.UNSAFE and self.gpu.graph is not None and self.mode != self.relaxed:
                 raise Violation(f"{name} while a capture is on, and this thread is not let off")
             return self.good, *getattr(self, f"_{name}", lambda *given: (None,))(*given)
@@ -164,6 +176,19 @@ class Api:
     def _cuThreadExchangeStreamCaptureMode(self, mode):
         before, self.mode = self.mode, mode
         return (before,)
+
+    def _cuDeviceGet(self, number):
+        return (number,)
+
+    def _cuDevicePrimaryCtxRetain(self, number):
+        return (number,)
+
+    def _cuCtxPushCurrent(self, context):
+        self.gpu.contexts.append(context)
+        return ()
+
+    def _cuCtxPopCurrent(self):
+        return (self.gpu.contexts.pop(),)
 
     def _cuModuleLoadData(self, code):
         return (code,)
@@ -224,9 +249,10 @@ class Gpu:
         self.device, self.graph, self.streams, self.captures = 0, None, [], []
         self.launches, self.entries, self.at, self.user = [], {}, {}, set()
         self.before, self.takes_uploads_for_users = set(), False
+        self.contexts = []  # that were pushed
         self.default = {k: Stream(self, k) for k in KINDS}
         self.current = dict(self.default)
-        self.api = {k: Api(self, real) for k in KINDS}
+        self.api = {k: Api(self, real, k) for k in KINDS}
         self.drivers = {k: WatchedDriver(self, k, api) for k, api in self.api.items()}
 
     def to(self, value, index=0, *, is_user=True):

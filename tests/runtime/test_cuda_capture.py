@@ -240,6 +240,16 @@ def test_a_step_with_resets_can_be_captured(gpu, monkeypatch):
         assert_same(cpu(y), exact.step(cpu(x).double(), given, cpu(reset))[0], tolerance=5e-6)
 
 
+@pytest.mark.parametrize("tier", ["cluster", "grid"])
+def test_a_plan_for_another_device_than_the_current_one(gpu, monkeypatch, tier):
+    """It loads kernels and asks how many blocks find room, as torch.compile's first pass does, too."""
+    run = Trained(gpu, monkeypatch, tier, index=1)
+    assert f"cuda, {tier}" in run.layer.plan(run.input)
+    assert "cuModuleLoadData" in gpu.api[1].calls
+    assert "cuModuleLoadData" not in gpu.api[0].calls
+    assert (gpu.device, gpu.contexts) == (0, [])
+
+
 # the watch itself
 
 
@@ -284,6 +294,9 @@ def test_the_watch_sees_races_and_mixtures(gpu):
         x + gpu.to(torch.ones(3), 1)
     with gpu.capture(torch.cuda.CUDAGraph(), is_kept=False), pytest.raises(Violation, match="from before"):
         shared.add_(1)
+    for name in ("cuModuleLoadData", "cuLaunchKernelEx"):
+        with pytest.raises(Violation, match="for device 1 while device 0 is current"):
+            getattr(gpu.api[1], name)(None)
 
 
 def test_the_watch_replays_what_was_captured(gpu):

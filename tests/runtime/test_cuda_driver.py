@@ -104,10 +104,36 @@ def test_loading_does_not_end_a_capture(make):
     driver.launch(CudaKernel("text", ("f",), PARAMETERS, 32), "f", (1, 1, 1), ARGUMENTS)
     names = [call[0] for call in driver.api.calls]
     exchange = "cuThreadExchangeStreamCaptureMode"
-    assert names[:4] == [exchange, "cuModuleLoadData", "cuModuleGetFunction", exchange]
+    first = names.index(exchange)
+    assert names[first : first + 4] == [exchange, "cuModuleLoadData", "cuModuleGetFunction", exchange]
     relaxed = real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-    assert driver.api.calls[0][1] == relaxed
-    assert driver.api.calls[3][1] == f"made by {exchange}"
+    assert driver.api.calls[first][1] == relaxed
+    assert driver.api.calls[first + 3][1] == f"made by {exchange}"
+
+
+@pytest.mark.parametrize("cluster", [1, 4])
+def test_loading_and_asking_for_room_are_in_the_context_of_the_device(make, cluster):
+    """A thread may have another device's, or none yet."""
+    room = {"cuOccupancyMaxActiveClusters": (GOOD, 1), "cuOccupancyMaxActiveBlocksPerMultiprocessor": (BAD,)}
+    driver = make(**room, cuDeviceGet=(GOOD, "device"), cuDevicePrimaryCtxRetain=(GOOD, "context"))
+    kernel = CudaKernel("text", ("f",), PARAMETERS, 32, cluster=cluster)
+    for _ in range(2):
+        if cluster == 1:
+            with pytest.raises(BackendError, match="occupancy"):
+                driver.fits(kernel, "f", 4)
+        else:
+            assert driver.fits(kernel, "f", 4)
+    driver.launch(CudaKernel("another", ("f",), PARAMETERS, 32), "f", (1, 1, 1), ARGUMENTS)
+    depth, inside = 0, {}
+    for name, *given in driver.api.calls:
+        depth += (name == "cuCtxPushCurrent") - (name == "cuCtxPopCurrent")
+        inside.setdefault(name, []).append(depth)
+        assert name != "cuCtxPushCurrent" or given == ["context"]
+    assert depth == 0  # after an error, too
+    asked = [name for name in inside if name.startswith(("cuModule", "cuFunc", "cuOccupancy"))]
+    assert len(asked) == 3
+    assert all(min(inside[name]) > 0 for name in asked)
+    assert len(inside["cuDevicePrimaryCtxRetain"]) == 1
 
 
 def test_a_kernel_whose_loading_fails_does_not_lend_its_number(make):

@@ -56,6 +56,7 @@ class Driver:
         if arch is None:
             arch = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
         self.device, self.api, self.arch = device, api, arch
+        self._context: Any = None
         self._loaded: dict[tuple[str, int], tuple[CudaKernel, Any, _Arguments]] = {}
         self._modules: dict[int, tuple[CudaKernel, Any]] = {}
         self._lock = threading.Lock()
@@ -84,7 +85,7 @@ class Driver:
         found = self._loaded.get(key)
         if found is None:
             code = "" if id(kernel) in self._modules else compiling.compile(kernel.text, self.arch).code
-            with self._let_off():
+            with self._current(), self._let_off():
                 function = self._load(kernel, code, entry, shared_bytes)
             found = self._loaded[key] = (kernel, function, _Arguments(kernel))
         return found
@@ -104,6 +105,19 @@ class Driver:
             allowed = name.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
             self._check(api.cuFuncSetAttribute(function, allowed, 1), f"clusters of {kernel.cluster}")
         return function
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """With torch's context of the device, whatever this thread has now; a new thread has none."""
+        api = self.api
+        if self._context is None:
+            (device,) = self._check(api.cuDeviceGet(self.device), "device")
+            (self._context,) = self._check(api.cuDevicePrimaryCtxRetain(device), "context")
+        self._check(api.cuCtxPushCurrent(self._context), "context")
+        try:
+            yield
+        finally:
+            self._check(api.cuCtxPopCurrent(), "context")
 
     @contextmanager
     def _let_off(self) -> Iterator[None]:
@@ -145,7 +159,7 @@ class Driver:
     def fits(self, kernel: CudaKernel, entry: str, blocks: int) -> bool:
         """Whether so many blocks can run at the same time, as a cooperative launch or a cluster must."""
         api = self.api
-        with self._lock:
+        with self._lock, self._current():
             _, function, _ = self.function(kernel, entry, kernel.shared_bytes)
             if kernel.cluster > 1:
                 config = self._config(kernel, (blocks, 1, 1), kernel.shared_bytes)

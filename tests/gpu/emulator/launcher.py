@@ -16,7 +16,16 @@ from pathlib import Path
 HERE = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 WHY_NOT = "" if COMPILER else "the emulator of CUDA kernels needs g++, which is not on this machine"
-FLAGS = ("-std=c++20", "-O1", "-fvisibility-inlines-hidden", "-fPIC", "-shared", "-w", f"-I{HERE}")
+# NVRTC refuses what is no C++, arrays without elements for one.
+FLAGS = (
+    "-std=c++20",
+    "-pedantic-errors",
+    "-O1",
+    "-fvisibility-inlines-hidden",
+    "-fPIC",
+    "-shared",
+    f"-I{HERE}",
+)
 
 _KINDS = {
     "pointer": ctypes.c_void_p,

@@ -192,6 +192,8 @@ def registers(kernel: Persistent) -> int:
     if kernel.exchange == "write_once" and kernel.is_backward:
         each += 4
         sums += 28
+    elif kernel.exchange != "none" and not kernel.is_backward and items > 4:
+        sums += 24 + 4 * (items - 4)  # the addresses of its chunks stay in registers, too
     return REGISTERS_FOR_THE_REST - 30 + kernel.held * 4 + sums + items * each
 
 
@@ -201,6 +203,9 @@ def _filled(kernel: Persistent) -> Persistent:
     Raises:
         ValueError: not even the rest fits the registers.
     """
+    chunks = kernel.constants["SLICE_CHUNKS"] * kernel.ctas
+    if kernel.exchange == "write_once" and kernel.constants["ITEMS"] > 4 and chunks > 8 * kernel.threads:
+        raise ValueError("it spills however few weights are in registers")  # as compiled for sm_80 and sm_90
     room = REGISTERS - registers(replace(kernel, in_registers=0))
     if room < 0:
         raise ValueError(f"{-room} registers too many")

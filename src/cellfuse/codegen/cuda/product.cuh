@@ -117,7 +117,7 @@ DEV float4 piece_of(int i, Weight weight) {
 
 constexpr int TILES_OF_WARP = WEIGHTS / PARTS;
 struct Totals {
-  float at[TILES_OF_WARP][TILE / 8][4];
+  float at[ROOM(TILES_OF_WARP)][TILE / 8][4];
 };
 DEV void multiply(Weights& weights, const u32* operand, Totals& totals) {
   const int warp = thread() / 32, lane = thread() % 32, split = warp / ROW_WARPS;
