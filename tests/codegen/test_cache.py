@@ -259,7 +259,9 @@ def test_a_process_killed_at_any_time_leaves_nothing_that_is_believed(place, cou
                 file.unlink()
         return True
 
-    for _ in range(count):
+    for number in range(10 * count):
+        if number >= count and any(place.glob("*.part")):  # a busy machine may not have come to a write
+            break
         child = forked(write)
         time.sleep(chance.uniform(0.0, 0.03))
         os.kill(child, signal.SIGKILL)
