@@ -75,21 +75,26 @@ class Quick:
         if free is not None:
             free.append(made)
 
-    def look_up(self, layer: Layer, full: str) -> Tensor | None:
-        """A weight of the layer; None if it is computed by a property, as parametrizations are."""
-        value: Tensor | None = layer._parameters.get(full)
-        return layer._buffers.get(full) if value is None else value
+    def plain_weights(self, layer: Layer, dtype: torch.dtype) -> list[Tensor] | None:
+        """The layer's weights as they are now; None if one is not plain, or is computed by a property, as
+        parametrizations are."""
+        found: list[Tensor] = []
+        for _, _, full, wanted in self.weights:
+            value: Tensor | None = layer._parameters.get(full)
+            if value is None:
+                value = layer._buffers.get(full)
+            if value is None or value.shape != wanted or not is_plain(value, dtype):
+                return None
+            found.append(value)
+        return found
 
     def bind(self, layer: Layer, made: Any, dtype: torch.dtype, is_grad: bool) -> bool:
         """Point to the layer's weights as they are now; False if one is not plain or needs a gradient."""
-        bound = made.bound
-        for k, name, full, wanted in self.weights:
-            value = self.look_up(layer, full)
-            if value is None or value.shape != wanted or not is_plain(value, dtype):
-                return False
-            if is_grad and value.requires_grad:
-                return False
-            if value.data_ptr() != bound[k][name]:
+        weights = self.plain_weights(layer, dtype)
+        if weights is None or (is_grad and any(value.requires_grad for value in weights)):
+            return False
+        for (k, name, _, _), value in zip(self.weights, weights, strict=True):
+            if value.data_ptr() != made.bound[k][name]:
                 made.bind(k, name, value)
         return True
 
@@ -121,12 +126,9 @@ def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
     quick = of(layer)
     if quick is None:
         return None
-    weights: list[Tensor] = []
-    for _, _, full, wanted in quick.weights:
-        value = quick.look_up(layer, full)
-        if value is None or value.shape != wanted or not is_plain(value, dtype):
-            return None
-        weights.append(value)
+    weights = quick.plain_weights(layer, dtype)
+    if weights is None:
+        return None
     states: Any = ()
     if hx is not None:
         states = (hx,) if isinstance(hx, Tensor) else hx

@@ -1,6 +1,8 @@
 """One direction of one layer, time step by time step: products by torch, one generated kernel after each.
 
 For any cell, size and number format. No autograd here: see `op`. It runs wherever its launcher does.
+Long, because a loop's memory, the graph that holds on to it and the launches that read it have to agree on
+every buffer.
 """
 
 from __future__ import annotations

@@ -7,17 +7,16 @@ stands in one tensor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cellfuse.codegen.cpu.driver import OUT, OUTER, RIGHT
-from cellfuse.codegen.program import Place
-from cellfuse.runtime.columns import INPUT, Outer
+from cellfuse.runtime.columns import INPUT
 from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.fused import Fused
+from cellfuse.runtime.gradient_places import products_of, rows_of, sums_of, whole_vectors
 from cellfuse.runtime.kernel_call import AT, SESSIONS, Session, copied, copied_rows, run_sessions
 from cellfuse.runtime.private import is_batched, is_forward_ad_active, is_functorch_active
 from cellfuse.runtime.times import Times
@@ -58,7 +57,7 @@ class Trained:
             return False
         if fused.layout.strides["gradient_numbers"]:
             return False
-        return all(_pieces(fused, name) or _summed_parts(fused, name) for name in names)
+        return all(rows_of(fused, name) or sums_of(fused, name) for name in names)
 
     def run(
         self, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
@@ -178,10 +177,11 @@ class _Way:
         self._output_line, self._output_wide = self.output_units * size, fused.layout.width(shape) * size
         self._output_at = self._places["output"] if place.buffer != "after" else self._after(place.column)
         self._uses = [(self.names.index(use.name), use) for use in columns.uses if use.name in self.names]
-        self._outs = self._find_outs()
+        self._wide_input = whole_vectors(fused, input_size)
+        self._outs = products_of(fused, self.names, input_size)
         # (weight, runs of the summed gradients) of those that are no product.
         made_whole = {piece.name for out in self._outs for piece in out.pieces}
-        self._summed = [(n, None if n in made_whole else _summed_parts(fused, n)) for n in self.names]
+        self._summed = [(n, None if n in made_whole else sums_of(fused, n)) for n in self.names]
 
     def _before(self, k: int) -> int:
         """Where a state's slabs as the steps find them begin, by time, in what is kept."""
@@ -196,6 +196,7 @@ class _Way:
         return self._before(k) + self._lines[k][2] * (self.times.steps - 1) * self.times.is_reverse
 
     def _final(self, k: int) -> int:
+        """Where its final value stands."""
         return self._after(k) + self._lines[k][2] * (self.times.steps - 1) * (not self.times.is_reverse)
 
     def _point(self, session: Session, x: Tensor, weights: Sequence[Tensor], base: int) -> None:
@@ -274,11 +275,6 @@ class _Way:
             session.memory_of(name, more[name]).zero_()  # but may hold numbers that are slow
         return session
 
-    @property
-    def _wide_input(self) -> int:
-        lanes = self.fused.layout.lanes
-        return -(-self.input_size // lanes) * lanes
-
     def point_backward(
         self,
         x: Tensor,
@@ -335,94 +331,11 @@ class _Way:
                     after.append(copied_rows(to, source, p.line, p.rows, p.line, p.step))
         for name, parts in self._summed:
             to = at_name[name]
-            for first, units, count, step in parts or ():
-                after.append(copied_rows(to, sums + first, units, count, units, step))
-                to += units * count
+            for first, line, count, step in parts or ():
+                after.append(copied_rows(to, sums + first, line, count, line, step))
+                to += line * count
         session.copy(before, after)
         return session, found  # type: ignore[return-value]
-
-    def _find_outs(self) -> list[_Out]:
-        """Where each of the driver's products goes."""
-        fused, made = self.fused, []
-        pieces = [piece for name in self.names for piece in _pieces(fused, name) or ()]
-        for outer, low, high, _ in fused.columns.native:
-            is_input = outer.right is INPUT
-            width = self._wide_input if is_input else fused.layout.width(fused.columns.shape(outer.right))
-            units = self.input_size if is_input else fused.columns.units(fused.columns.shape(outer.right))
-            line, step = units * fused.size, width * fused.size
-            mine = [
-                _Placed(name, to * line, source * step, line, rows, step)
-                for each, name, to, source, rows in pieces
-                if each is outer
-            ]
-            is_direct = units == width and len(mine) == 1 and mine[0].rows == high - low
-            made.append(_Out(outer.right, tuple(mine), 0 if is_direct else (high - low) * width))
-        return made
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """Rows of a product that are rows of a weight's gradient.
-
-    Attributes:
-        to: bytes behind the gradient's start.
-        source: bytes behind the product's start.
-        line: bytes of a row; step: between rows of the product.
-    """
-
-    name: str
-    to: int
-    source: int
-    line: int
-    rows: int
-    step: int
-
-
-@dataclass(frozen=True)
-class _Out:
-    """One of the driver's products.
-
-    Attributes:
-        right: its right values.
-        pieces: where its rows go.
-        numbers: of memory it needs first; 0 if it is written where it goes.
-    """
-
-    right: Place
-    pieces: tuple[_Placed, ...]
-    numbers: int
-
-
-def _pieces(fused: Fused, name: str) -> list[tuple[Outer, str, int, int, int]] | None:
-    """(product, weight, first row of the gradient, of the product, rows) of a weight's gradient that is made
-    of products alone; None of others."""
-    columns, found, to = fused.columns, [], 0
-    for source, first, rows in columns.recipe(name):
-        outer = columns.native_outers[0] if source == "weight_ih" else source
-        if not isinstance(outer, Outer) or outer.is_by_head:
-            return None
-        _, units, padded = columns.lengths(columns.shape(outer.left))
-        if units == padded:
-            found.append((outer, name, to, first, rows))
-        else:
-            found += [
-                (outer, name, to + k, (first + k) // units * padded, units) for k in range(0, rows, units)
-            ]
-        to += rows
-    return found
-
-
-def _summed_parts(fused: Fused, name: str) -> list[tuple[int, int, int, int]] | None:
-    """(first byte of the sums, bytes of a column, columns, step between columns) of the sums that make a
-    weight's gradient; None if it is made otherwise."""
-    columns, size, parts = fused.columns, fused.size, []
-    for source, first, count in columns.recipe(name):
-        if source != "gradients":
-            return None
-        shape = columns.shape(Place("gradients", first))
-        at, width = fused.layout.offset("gradients", first), fused.layout.width(shape)
-        parts.append((at * size, columns.units(shape) * size, count, width * size))
-    return parts or None
 
 
 class _Sequence(torch.autograd.Function):
