@@ -202,10 +202,10 @@ def _made(layer: Layer, x: Tensor, is_trained: bool) -> _Stack | Operator | None
         for k in range(layer.num_layers):
             features = x.shape[2] if k == 0 else len(times) * (layer.proj_size or layer.hidden_size)
             mine = [state[k * len(times) : (k + 1) * len(times)].clone() for state in initial]
+            shapes = {name: value.shape for name, value in case.weights[k * len(times)].items()}
             if is_trained:
-                shapes = {name: value.shape for name, value in case.weights[k * len(times)].items()}
                 each = [Direction(case.cell, sizes, layer.bias, bool(d), False, tuple(names)) for d in flags]
                 made.append(Trained(each, fused, times, features, mine, shapes))
             else:
-                made.append(Whole(fused, times, features, mine, names))
+                made.append(Whole(fused, times, features, mine, shapes))
     return _Stack(made, initial, case.dropout)

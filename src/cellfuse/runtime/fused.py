@@ -254,7 +254,7 @@ class Fused:
             if not value.is_contiguous():
                 value = value.contiguous()
                 alive.append(value)
-            session.bind(use, value)
+            session.bind(use, value.data_ptr(), value.shape)
         if columns.parameters and not columns.is_direct:
             parts = [columns.spread(columns.leaf(weights, n), ("H",)) for n in columns.parameters]
             alive.append(torch.cat(parts) if len(parts) > 1 else parts[0].contiguous())

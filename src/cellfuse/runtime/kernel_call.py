@@ -1,8 +1,8 @@
 """One call of a CPU kernel: the tables it reads, its working memory, its threads.
 
 The threads are those of torch's OpenMP library; without one, and in a forked process, there is one thread.
-A `Session` is what calls of the same sizes have in common; a call only fills in addresses. Does not know
-what the buffers hold: see `fused`.
+A `Session` is what calls of the same sizes have in common; a call only fills in addresses, one by one or all
+by `Session.point`. Does not know what the buffers hold: see `fused`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cellfuse.codegen.cpu.compile import Driver
-from cellfuse.codegen.cpu.driver import CALL, COPY
+from cellfuse.codegen.cpu.driver import CALL, COPY, PLACE
 from cellfuse.runtime.columns import Use
 from cellfuse.runtime.once import Once
 from cellfuse.runtime.private import openmp
@@ -39,6 +39,15 @@ _HELD = 1 << 26
 _MOST = 256  # sessions, the same
 
 _drivers: Once[Driver] = Once()
+_NAMED = 56  # bits of the offset from a named tensor
+
+
+def named(tensor: int) -> int:
+    """Stands for where tensor number `tensor` of a call begins, in entries that `Session.point` fills in.
+
+    No address is so large, and to it may be added.
+    """
+    return tensor + 1 << _NAMED
 
 
 class Session:
@@ -78,8 +87,8 @@ class Session:
         self.widths: list[int] = []
         self.outers: ctypes.Array[ctypes.c_int64] = (ctypes.c_int64 * 0)()
         self._arrived = (ctypes.c_int64 * 32)()  # two counters in cache lines of their own
-        self.bound: list[int] = []  # addresses of the weights and
-        self.prepared: Any = None  # other addresses, for who keeps them from call to call
+        self._places = self._tensors = (ctypes.c_int64 * 0)()
+        self._starts: Tensor | None = None
         self._tables = (ctypes.c_int64 * (len(layout.slots) * threads))()
         places, total = {}, 0
         for key, numbers in working.items():
@@ -133,14 +142,14 @@ class Session:
 
     def set_starts(self, starts: Tensor) -> None:
         """Point to the row of each time step."""
+        self._starts = starts  # lives as long as this
         pointer = starts.data_ptr()
         self.table[self.slots["starts"]] = pointer
         self.call[AT["starts"]] = pointer
 
-    def bind(self, use: Use, value: Tensor) -> None:
+    def bind(self, use: Use, pointer: int, shape: torch.Size) -> None:
         """Point to a weight, which is dense."""
-        pointer = value.data_ptr()
-        row = value.stride(0) * self.size if value.dim() > 1 else self.size
+        row = self.size * (shape[1:].numel() if len(shape) > 1 else 1)
         for slot, first in use.slots:
             self.table[slot] = pointer + first * row
         for place, first in use.biases:
@@ -154,6 +163,27 @@ class Session:
         self.call[_COPIES + 1] = len(after)
         values: list[Any] = [value for copy in (*before, *after) for value in copy]
         self.copies[: len(values)] = values
+
+    def find_named(self, count: int) -> None:
+        """Note all entries that are counted from one of `count` named tensors, for `point`."""
+        places: list[Any] = []
+        for table in (self.table, self.call, self.copies, self.biases, self.outers):
+            at = ctypes.addressof(table)
+            for k, value in enumerate(table):
+                if value >> _NAMED > 0:
+                    tensor = (value >> _NAMED) - 1
+                    places += at + 8 * k, tensor, value - named(tensor)
+        self._places, self._tensors = (ctypes.c_int64 * len(places))(*places), (ctypes.c_int64 * count)()
+        self.set(
+            places=ctypes.addressof(self._places),
+            place_count=len(places) // len(PLACE),
+            tensors=ctypes.addressof(self._tensors),
+        )
+
+    def point(self, tensors: list[Any]) -> None:
+        """Say where the named tensors begin, in their order; 0 for one that is not there."""
+        self._tensors[:] = tensors
+        self.driver.point(self._address)
 
     def plan(self, steps: int, chunk: int, work: int, is_worth_threads: bool) -> None:
         """What a run does.

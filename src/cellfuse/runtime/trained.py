@@ -6,7 +6,7 @@ stands in one tensor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,11 @@ from cellfuse.codegen.cpu.driver import OUT, OUTER, RIGHT
 from cellfuse.runtime.columns import INPUT
 from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.fused import Fused
-from cellfuse.runtime.gradient_places import products_of, rows_of, sums_of, whole_vectors
-from cellfuse.runtime.kernel_call import AT, SESSIONS, Session, copied, copied_rows, run_sessions
+from cellfuse.runtime.gradient_places import Out, products_of, rows_of, sums_of, whole_vectors
+from cellfuse.runtime.kernel_call import SESSIONS, Copy, Session, copied, copied_rows, named, run_sessions
 from cellfuse.runtime.private import is_batched, is_forward_ad_active, is_functorch_active
 from cellfuse.runtime.times import Times
-from cellfuse.runtime.whole import at_weights, is_plain_layout, parameter_copies
+from cellfuse.runtime.whole import bind_weights, is_plain_layout
 
 
 class Trained:
@@ -40,11 +40,11 @@ class Trained:
         times: Sequence[Times],
         input_size: int,
         initial: Sequence[Tensor],
-        shapes: dict[str, torch.Size],
+        shapes: Mapping[str, torch.Size],
     ) -> None:
-        self.directions, self.initial, self.names = directions, list(initial), directions[0].names
-        self._ways = [_Way(self.names, fused, each, input_size, len(times), shapes) for each in times]
-        way, count = self._ways[0], len(self.names)
+        self.directions, self.initial = directions, list(initial)
+        self._ways = [_Way(fused, each, input_size, len(times), shapes) for each in times]
+        way, count = self._ways[0], len(shapes)
         self._like = way.like
         self.output_shape = times[0].steps, times[0].batch, len(times) * way.output_units
         self._output_bytes, self._state_bytes = way.output_units * fused.size, way.state_bytes
@@ -71,24 +71,27 @@ class Trained:
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """(output [T, B, D * width], final states [D, B, width], what each direction keeps)."""
         # The output has memory of its own: what holds on to it shall not hold what is kept, too.
-        output, all_kept = self._like.new_empty(self.output_shape), []
+        output, all_kept = self._like.new_empty(*self.output_shape), []
         finals = [torch.empty_like(state) for state in self.initial]
-        given, sessions = states or self.initial, []
+        source, start, pointers = x.data_ptr(), output.data_ptr(), _pointers(weights)
+        begins, ends, sessions = _pointers(states or self.initial), _pointers(finals), []
         for k, (way, part) in enumerate(zip(self._ways, self.slices, strict=True)):
             kept = self._like.new_empty(way.total)
             all_kept.append(kept)
-            start = output.data_ptr() + k * self._output_bytes
-            ends = self._at(finals, k)
-            sessions.append(way.point_forward(x, self._at(given, k), weights[part], kept, start, ends))
+            tensors = [source, kept.data_ptr(), start + k * self._output_bytes]
+            tensors += self._of(k, begins) + self._of(k, ends) + pointers[part]
+            sessions.append(way.forward(tensors))
         run_sessions(sessions)
         for session in sessions:  # not after an interrupt, which may have left it half changed
             SESSIONS.give_back(session)
         return output, finals, all_kept
 
-    def _at(self, values: Sequence[Tensor | None], direction: int) -> list[int]:
+    def _of(self, direction: int, pointers: list[int]) -> list[int]:
         """Where a direction's part of each state begins; 0 where there is none."""
-        pairs = zip(values, self._state_bytes, strict=True)
-        return [0 if value is None else value.data_ptr() + direction * size for value, size in pairs]
+        if not direction:
+            return pointers
+        pairs = zip(pointers, self._state_bytes, strict=True)
+        return [at and at + direction * size for at, size in pairs]
 
     def backward(
         self,
@@ -101,23 +104,24 @@ class Trained:
         needs_weights: bool,
     ) -> list[Tensor | None]:
         """Gradients of x, of the states (None where not needed) and of the weights."""
-        dense = [None if value is None else value.resolve_neg().contiguous() for value in gradients]
+        dense = [None if value is None else _dense(value) for value in gradients]
         output_gradient = dense[0] if dense[0] is not None else self._like.new_zeros(self.output_shape)
         states = [
             torch.empty_like(value) if is_needed else None
             for value, is_needed in zip(self.initial, needs_states, strict=True)
         ]
-        sessions, dxs, found = [], [], []
+        found: list[Tensor | None] = [torch.empty_like(w) if needs_weights else None for w in weights]
+        given, wanted, of_weights = _pointers(dense[1:]), _pointers(states), _pointers(found)
+        source, start, pointers = x.data_ptr(), output_gradient.data_ptr(), _pointers(weights)
+        what = needs_x, tuple(map(bool, given)), tuple(needs_states), needs_weights
+        sessions, dxs = [], []
         for k, (way, part) in enumerate(zip(self._ways, self.slices, strict=True)):
-            dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
-            start = output_gradient.data_ptr() + k * self._output_bytes
-            of_states = self._at(dense[1:], k), self._at(states, k)
-            session, made = way.point_backward(
-                x, weights[part], all_kept[k], start, *of_states, dx, needs_weights
-            )
-            sessions.append(session)
+            dx = torch.empty_like(x) if needs_x else None
             dxs.append(dx)
-            found += made
+            tensors = [source, all_kept[k].data_ptr(), start + k * self._output_bytes]
+            tensors.append(0 if dx is None else dx.data_ptr())
+            tensors += self._of(k, given) + self._of(k, wanted) + pointers[part] + of_weights[part]
+            sessions.append(way.backward(tensors, what))
         run_sessions(sessions)
         for session in sessions:
             SESSIONS.give_back(session)
@@ -125,6 +129,19 @@ class Trained:
         for other in dxs[1:]:
             dx = None if dx is None or other is None else dx.add_(other)
         return [dx, *states, *found]
+
+
+def _pointers(values: Sequence[Tensor | None]) -> list[int]:
+    return [0 if value is None else value.data_ptr() for value in values]
+
+
+def _dense(value: Tensor) -> Tensor:
+    return value if value.is_contiguous() and not value.is_neg() else value.resolve_neg().contiguous()
+
+
+# Of a backward call: whether the input's gradient is needed; which states' gradients are given, and which are
+# needed; whether the weights' are.
+What = tuple[bool, tuple[bool, ...], tuple[bool, ...], bool]
 
 
 class _Way:
@@ -139,14 +156,13 @@ class _Way:
 
     def __init__(
         self,
-        names: Sequence[str],
         fused: Fused,
         times: Times,
         input_size: int,
         directions: int,
-        shapes: dict[str, torch.Size],
+        shapes: Mapping[str, torch.Size],
     ) -> None:
-        self.names, self.fused, self.times, self.shapes = names, fused, times, shapes
+        self.fused, self.times, self.shapes = fused, times, shapes
         self.input_size, self.directions = input_size, directions
         self.like = torch.empty(0, dtype=fused.dtype, device="cpu")
         self.rows = times.steps * times.batch
@@ -158,7 +174,6 @@ class _Way:
             (each * size, width * size, batch * width * size)
             for each, width in zip(units, fused.widths, strict=True)
         ]
-        self._padded = [k for k, (line, wide, _) in enumerate(self._lines) if line != wide]
         moves = times.steps, batch, times.is_reverse
         self._key = (fused, *moves, input_size, directions, torch.get_num_threads())
         self._places: dict[str, int] = {}  # of the parts of what is kept, in bytes
@@ -176,12 +191,6 @@ class _Way:
         self.output_units = columns.units(shape)
         self._output_line, self._output_wide = self.output_units * size, fused.layout.width(shape) * size
         self._output_at = self._places["output"] if place.buffer != "after" else self._after(place.column)
-        self._uses = [(self.names.index(use.name), use) for use in columns.uses if use.name in self.names]
-        self._wide_input = whole_vectors(fused, input_size)
-        self._outs = products_of(fused, self.names, input_size)
-        # (weight, runs of the summed gradients) of those that are no product.
-        made_whole = {piece.name for out in self._outs for piece in out.pieces}
-        self._summed = [(n, None if n in made_whole else sums_of(fused, n)) for n in self.names]
 
     def _before(self, k: int) -> int:
         """Where a state's slabs as the steps find them begin, by time, in what is kept."""
@@ -199,38 +208,59 @@ class _Way:
         """Where its final value stands."""
         return self._after(k) + self._lines[k][2] * (self.times.steps - 1) * (not self.times.is_reverse)
 
-    def _point(self, session: Session, x: Tensor, weights: Sequence[Tensor], base: int) -> None:
-        """Fill in addresses of the input, the weights and what is kept."""
+    def forward(self, tensors: list[int]) -> Session:
+        """A session for the way forward with all addresses: where x, what is kept, output, initial and final
+        states and weights begin."""
+        session = SESSIONS.take(("forward", *self._key)) or self._new_forward()
+        session.point(tensors)
+        return session
+
+    def backward(self, tensors: list[int], what: What) -> Session:
+        """A session for the way back with all addresses: where x, what is kept, the output's gradient, dx,
+        gradients of the final states and of the initial ones, weights and their gradients begin; 0 for what
+        is not there."""
+        session = SESSIONS.take(("backward", *self._key, what)) or self._new_backward(what)
+        session.point(tensors)
+        return session
+
+    def _new_session(
+        self,
+        loop: str,
+        x: int,
+        base: int,
+        weights: Mapping[str, int],
+        more: dict[str, int],
+        needs_x: bool = False,
+    ) -> tuple[Session, list[Copy]]:
+        """A session that knows the input, the weights and what is kept; and the copies before its loop."""
+        given = self.rows, self.input_size, self.times, needs_x, self.directions, more
+        session = self.fused.new_session(loop, *given)
         session.set_starts(self.times.starts)
-        for k, use in self._uses:
-            session.bind(use, weights[k])
-        session.call[AT["x"]] = x.data_ptr()
-        places, table = self._places, session.table
+        before = bind_weights(self.fused, session, weights, self.shapes)
+        places = self._places
         for k in range(len(self._lines)):
             session.give_state(k, base + self._after(k), base + self._initial(k), -1)
         for name in ("products", "kept", "kept_numbers", "output"):
             if name in places:
-                table[session.slots[name]] = base + places[name]
-        session.call[AT["products"]] = base + places["products"]
-        session.call[AT["products_whole"]] = 1
+                session.table[session.slots[name]] = base + places[name]
+        session.set(x=x, products=base + places["products"], products_whole=1)
+        return session, before
 
-    def point_forward(
-        self,
-        x: Tensor,
-        states: Sequence[int],
-        weights: Sequence[Tensor],
-        kept: Tensor,
-        output: int,
-        finals: Sequence[int],
-    ) -> Session:
-        """A session for the way forward with all addresses."""
-        session, base, batch = self._forward_session(), kept.data_ptr(), self.times.batch
-        self._point(session, x, weights, base)
-        before, after = at_weights(session.prepared, weights), []
+    def _new_forward(self) -> Session:
+        count, names, batch = len(self._lines), list(self.shapes), self.times.batch
+        total = 3 + 2 * count + len(names)
+        x, base, output, *others = map(named, range(total))
+        states, finals, weights = others[:count], others[count : 2 * count], others[2 * count :]
+        padded = [k for k, (line, wide, _) in enumerate(self._lines) if line != wide]
+        more = {f"padded.{k}": batch * self.fused.widths[k] for k in padded}
+        of_names = dict(zip(names, weights, strict=True))
+        session, before = self._new_session("forward", x, base, of_names, more)
+        session.key, after = ("forward", *self._key), []
         for k, (line, wide, slab) in enumerate(self._lines):
             source, to = states[k], base + self._initial(k)
-            if k in self._padded:
+            if k in padded:
                 source = session.address_of(f"padded.{k}")
+                session.memory_of(f"padded.{k}", more[f"padded.{k}"]).zero_()
                 before.append(copied_rows(source, states[k], line, batch, wide, line))
             before.append(copied(to, source, slab))
             after.append(copied_rows(finals[k], base + self._final(k), line, batch, line, wide))
@@ -238,104 +268,80 @@ class _Way:
         step = self.directions * line
         after.append(copied_rows(output, base + self._output_at, line, self.rows, step, wide))
         session.copy(before, after)
+        session.find_named(total)
         return session
 
-    def _new_session(self, loop: str, key: object, more: dict[str, int], needs_x: bool = False) -> Session:
-        given = self.rows, self.input_size, self.times, needs_x, self.directions, more
-        session = self.fused.new_session(loop, *given)
-        session.key, session.prepared = key, parameter_copies(self.fused, session, self.names)
-        return session
-
-    def _forward_session(self) -> Session:
-        key = ("forward", *self._key)
-        session = SESSIONS.take(key)
-        if session is None:
-            more = {f"padded.{k}": self.times.batch * self.fused.widths[k] for k in self._padded}
-            session = self._new_session("forward", key, more)
-            for name, numbers in more.items():
-                session.memory_of(name, numbers).zero_()
-        return session
-
-    def _backward_session(self, needs_x: bool) -> Session:
-        key, size = ("backward", *self._key, needs_x), self.fused.size
-        session = SESSIONS.take(key)
-        if session is not None:
-            return session
+    def _new_backward(self, what: What) -> Session:
+        needs_x, are_given, are_needed, needs_weights = what
+        fused, size, batch, count = self.fused, self.fused.size, self.times.batch, len(self._lines)
+        names = list(self.shapes)
+        total = 4 + 2 * count + 2 * len(names)
+        x, base, output_gradient, dx, *others = map(named, range(total))
+        of_finals, of_initial, others = others[:count], others[count : 2 * count], others[2 * count :]
+        weights = dict(zip(names, others, strict=False))
+        outs, wide_input = products_of(fused, names, self.input_size), whole_vectors(fused, self.input_size)
+        line, wide = self._output_line, self._output_wide
         more = {"zeros": max(wide for _, wide, _ in self._lines) // size}
-        if self.directions > 1 or self._output_line != self._output_wide:
-            more["output_gradient"] = self.rows * self._output_wide // size
-        if needs_x and self._wide_input != self.input_size:
-            more["wide dx"] = self.rows * self._wide_input
-        for k, out in enumerate(self._outs):
-            if out.numbers:
-                more[f"out.{k}"] = out.numbers
-        session = self._new_session("backward", key, more, needs_x)
-        more["carry"] = self.fused.layout.strides["carry"] * self.times.batch
-        for name in {"zeros", "output_gradient", "carry"} & set(more):  # their padding is read by no product,
-            session.memory_of(name, more[name]).zero_()  # but may hold numbers that are slow
-        return session
-
-    def point_backward(
-        self,
-        x: Tensor,
-        weights: Sequence[Tensor],
-        kept: Tensor,
-        output_gradient: int,
-        state_gradients: Sequence[int],
-        states: Sequence[int],
-        dx: Tensor | None,
-        needs_weights: bool,
-    ) -> tuple[Session, list[Tensor | None]]:
-        """A session for the way back with all addresses, and the weights' gradients it will write."""
-        fused, size, batch, base = self.fused, self.fused.size, self.times.batch, kept.data_ptr()
-        session = self._backward_session(dx is not None)
-        self._point(session, x, weights, base)
-        before, after = at_weights(session.prepared, weights), []
-        zeros, line, wide = session.address_of("zeros"), self._output_line, self._output_wide
-        if "output_gradient" in session.places:
+        if self.directions > 1 or line != wide:
+            more["output_gradient"] = self.rows * wide // size
+        if needs_x and wide_input != self.input_size:
+            more["wide dx"] = self.rows * wide_input
+        more |= {f"out.{k}": out.numbers for k, out in enumerate(outs) if out.numbers}
+        session, before = self._new_session("backward", x, base, weights, more, needs_x)
+        session.key, after = ("backward", *self._key, what), []
+        # Their padding is read by no product, but may hold numbers that are slow.
+        more["carry"] = fused.layout.strides["carry"] * batch
+        for name in {"zeros", "output_gradient", "carry"} & set(more):
+            session.memory_of(name, more[name]).zero_()
+        if "output_gradient" in more:
             to = session.address_of("output_gradient")
             before.append(copied_rows(to, output_gradient, line, self.rows, wide, self.directions * line))
         else:
             session.table[session.slots["output_gradient"]] = output_gradient
-        carry, carry_step = session.address_of("carry"), fused.layout.strides["carry"] * size
+        zeros, carry = session.address_of("zeros"), session.address_of("carry")
+        carry_step = fused.layout.strides["carry"] * size
         session.table[session.slots["carry"]] = carry
         for k, (line, wide, _) in enumerate(self._lines):
-            given = state_gradients[k]
-            source, step = (given, line) if given else (zeros, 0)
+            source, step = (of_finals[k], line) if are_given[k] else (zeros, 0)
             before.append(copied_rows(carry, source, line, batch, carry_step, step))
-            if states[k]:
-                after.append(copied_rows(states[k], carry, line, batch, line, carry_step))
+            if are_needed[k]:
+                after.append(copied_rows(of_initial[k], carry, line, batch, line, carry_step))
             carry += wide
-        sums, to_dx = session.address_of("sums"), dx.data_ptr() if dx is not None else 0
-        if "wide dx" in session.places:
-            source, line = session.address_of("wide dx"), self.input_size * size
-            after.append(copied_rows(to_dx, source, line, self.rows, line, self._wide_input * size))
-            to_dx = source
-        session.set(sums=sums, dx=to_dx, outer_count=len(self._outs) if needs_weights else 0)
-        if not needs_weights:
-            session.copy(before, after)
-            return session, [None] * len(self.names)
-        found = [self.like.new_empty(self.shapes[name]) for name in self.names]
-        at_name = {name: value.data_ptr() for name, value in zip(self.names, found, strict=True)}
-        for k, out in enumerate(self._outs):
-            at = k * len(OUTER)
-            target = session.address_of(f"out.{k}") if out.numbers else at_name[out.pieces[0].name]
-            session.outers[at + OUT] = target + (0 if out.numbers else out.pieces[0].to)
+        sums, to_dx = session.address_of("sums"), dx if needs_x else 0
+        if "wide dx" in more:
+            line, to_dx = self.input_size * size, session.address_of("wide dx")
+            after.append(copied_rows(dx, to_dx, line, self.rows, line, wide_input * size))
+        session.set(sums=sums, dx=to_dx, outer_count=len(outs) if needs_weights else 0)
+        if needs_weights:
+            made = dict(zip(names, others[len(names) :], strict=True))
+            after += self._made_after(session, outs, x, base, sums, made)
+        session.copy(before, after)
+        session.find_named(total)
+        return session
+
+    def _made_after(
+        self, session: Session, outs: Sequence[Out], x: int, base: int, sums: int, made: Mapping[str, int]
+    ) -> list[Copy]:
+        """Point the products to the weights' gradients; returns the copies that make the others."""
+        after = []
+        for k, out in enumerate(outs):
+            at, first = k * len(OUTER), out.pieces[0]
+            target = session.address_of(f"out.{k}") if out.numbers else made[first.name] + first.to
+            session.outers[at + OUT] = target
             if out.right is INPUT:
-                session.outers[at + RIGHT] = x.data_ptr()
+                session.outers[at + RIGHT] = x
             elif out.right.buffer == "before":
                 session.outers[at + RIGHT] = base + self._before(out.right.column)
-            if out.numbers:
-                for p in out.pieces:
-                    to, source = at_name[p.name] + p.to, target + p.source
-                    after.append(copied_rows(to, source, p.line, p.rows, p.line, p.step))
-        for name, parts in self._summed:
-            to = at_name[name]
-            for first, line, count, step in parts or ():
-                after.append(copied_rows(to, sums + first, line, count, line, step))
+            for piece in out.pieces if out.numbers else ():
+                to, source, line = made[piece.name] + piece.to, target + piece.source, piece.line
+                after.append(copied_rows(to, source, line, piece.rows, line, piece.step))
+        made_whole = {piece.name for out in outs for piece in out.pieces}
+        for name, to in made.items():
+            parts = None if name in made_whole else sums_of(self.fused, name)
+            for begin, line, count, step in parts or ():
+                after.append(copied_rows(to, sums + begin, line, count, line, step))
                 to += line * count
-        session.copy(before, after)
-        return session, found  # type: ignore[return-value]
+        return after
 
 
 class _Sequence(torch.autograd.Function):
@@ -358,10 +364,10 @@ class _Sequence(torch.autograd.Function):
         if is_transformed or torch.is_grad_enabled():
             return None, None, *_differentiable(made, count, values, gradients)
         # Hooks of saved tensors may give them back in another layout.
-        x, *weights = (value.resolve_neg().contiguous() for value in (values[0], *values[1 + count :]))
+        x, *weights = map(_dense, (values[0], *values[1 + count :]))
         needs_states = needed[1 : 1 + count] if count else [False] * len(made.initial)
         needs_weights = any(needed[1 + count :])
-        dense = [value.resolve_neg().contiguous() for value in kept]
+        dense = [*map(_dense, kept)]
         dx, *rest = made.backward(x, weights, dense, gradients, needed[0], needs_states, needs_weights)
         if not count:
             rest = rest[len(made.initial) :]

@@ -20,6 +20,8 @@ from cellfuse.codegen.cpu.target import Target, features
 # Such calls release Python's lock.
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+# Such calls do not, because they end at once.
+_SHORT = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 
 
 @lru_cache(maxsize=1)
@@ -55,6 +57,7 @@ class Driver:
 
     Attributes:
         run: by "forward" and "backward", functions of (call, thread, count).
+        point: a function of a call, see `driver.emit_driver`.
         enter, enter_both: by the same names, addresses of what OpenMP is to call, for one call and for two.
     """
 
@@ -63,6 +66,7 @@ class Driver:
         self._engine = _load(emit_driver(bits, target), target, is_plain=True)
         address = self._engine.get_function_address
         self.run = {name: _CALL(address(name)) for name in ("forward", "backward")}
+        self.point = _SHORT(address("point"))
         self.enter = {name: address(f"enter_{name}") for name in ("forward", "backward")}
         self.enter_both = {name: address(f"enter_both_{name}") for name in ("forward", "backward")}
 

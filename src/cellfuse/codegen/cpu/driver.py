@@ -27,6 +27,7 @@ CALL = (
     *("table", "table_size", "tables"),  # its slots, their number, and memory for a copy per thread
     *("scratch_slot", "scratch_size"),  # which of them is working memory, numbers a thread
     *("copies", "copies_before", "copies_after"),  # of COPY each; how many
+    *("places", "place_count", "tensors"),  # of PLACE each; how many; where tensors begin: see `_emit_point`
     # the input product
     "project",  # 0: there is none, or it stands in memory already
     *("x", "input_size", "weight", "panels"),
@@ -42,6 +43,8 @@ CALL = (
 )
 # Rows copied from one place to another; the steps between rows in bytes.
 COPY = ("to", "from", "bytes", "rows", "to_step", "from_step")
+# An entry of a table that is to be the address so many bytes behind a tensor's start.
+PLACE = ("entry", "tensor", "bytes")
 # A product of gradients with other values, summed over rows.
 OUTER = (
     *("left", "width"),  # columns of the gradients
@@ -56,9 +59,10 @@ _NUMBER = {name: slot for slot, name in enumerate(NUMBERS)}  # in the kernel's t
 
 
 def emit_driver(bits: int, target: Target) -> str:
-    """The text of forward and backward(call, thread, count), and of enter_... for OpenMP."""
+    """The text of forward and backward(call, thread, count), of enter_... for OpenMP, and of point(call)."""
     module = Module(bits, target.lanes(bits), shared=products.shared_name(bits, target))
     large.emit_large(module, target)
+    _emit_point(module)
     for name in ("forward", "backward"):
         _Driver(module, target, name).emit()
         _emit_enter(module, name)
@@ -106,6 +110,19 @@ done:
   ret void
 }
 """
+
+
+def _emit_point(module: Module) -> None:
+    """Fill in every entry that is counted from where a tensor of this call begins."""
+    code = Code(module)
+    places, tensors = (code.slot("%call", _AT[name], "ptr") for name in ("places", "tensors"))
+    with code.loop(0, code.slot("%call", _AT["place_count"], "i64")) as place:
+        at = code.mul(place.index, len(PLACE))
+        entry = code.slot(places, at, "ptr")
+        tensor, shift = (code.slot(places, code.add(at, k), "i64") for k in (1, 2))
+        address = code.add(code.slot(tensors, tensor, "i64"), shift)
+        code.do(f"store i64 {address}, ptr {entry}, align 8")
+    code.define("point", ("ptr %call",), "")
 
 
 def _emit_enter(module: Module, name: str) -> None:
