@@ -19,7 +19,8 @@ from cellfuse.runtime import choice
 from cellfuse.runtime.aten import Operator
 from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.fused import fused_step
-from cellfuse.runtime.step import is_mode_active, is_of_memory, is_plain
+from cellfuse.runtime.private import similarity
+from cellfuse.runtime.step import Step, is_mode_active, is_of_memory, is_plain
 from cellfuse.runtime.times import equal_times
 from cellfuse.runtime.trained import Trained
 from cellfuse.runtime.whole import Whole, is_plain_layout
@@ -44,10 +45,13 @@ class Quick:
             for k, block in enumerate(layer._blocks())
             for (name, full), slot in zip(block.names, block.slots, strict=True)
         ]
+        self._names = [full for _, _, full, _ in self.weights]
+        # Of the last plain weights: their dtype, whether they are alike, whether one requires a gradient.
+        self._plain: tuple[torch.dtype | None, Callable[..., bool], bool] = (None, lambda *_: False, False)
         # What was made for the calls of each size, the last used last; None: such calls are not quick.
         self.sizes: dict[Any, Any] = {}
         # For single steps by size, those that no thread is using.
-        self.steps: dict[Any, list[Any]] = {}
+        self.steps: dict[Any, list[Step]] = {}
 
     def of_size(self, key: Any, make: Callable[[], Any]) -> Any:
         """What was made for a size, which any thread may use."""
@@ -60,51 +64,45 @@ class Quick:
                 del self.sizes[next(iter(self.sizes))]
         return made
 
-    def take(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What was made for single steps of a size, which must be given back."""
-        with suppress(IndexError, KeyError):
-            return self.steps[key].pop()
-        if len(self.steps) >= _MOST_STEPS and key not in self.steps:
-            self.steps = {}
-        self.steps.setdefault(key, [])
-        return make()
-
-    def give(self, key: Any, made: Any) -> None:
-        """Take back what `take` has given."""
+    def take(self, key: Any) -> Step | None:
+        """What was made for single steps of a size and is free; must be given back."""
         free = self.steps.get(key)
-        if free is not None:
-            free.append(made)
+        if free:
+            with suppress(IndexError):  # another thread was quicker
+                return free.pop()
+        return None
 
-    def plain_weights(self, layer: Layer, dtype: torch.dtype) -> list[Tensor] | None:
-        """The layer's weights as they are now; None if one is not plain, or is computed by a property, as
-        parametrizations are."""
-        found: list[Tensor] = []
-        for _, _, full, wanted in self.weights:
-            value: Tensor | None = layer._parameters.get(full)
-            if value is None:
-                value = layer._buffers.get(full)
+    def give(self, key: Any, made: Step) -> None:
+        """Take back what `take` has given, or what was made new."""
+        free = self.steps.get(key)
+        if free is None:
+            if len(self.steps) >= _MOST_STEPS:
+                self.steps = {}
+            free = self.steps.setdefault(key, [])
+        free.append(made)
+
+    def plain_weights(self, layer: Layer, dtype: torch.dtype) -> tuple[list[Tensor], bool] | None:
+        """The layer's weights as they are now, and whether one requires a gradient; None if one is not plain,
+        or is computed by a property, as parametrizations are."""
+        known, others = layer._parameters, layer._buffers
+        found: list[Any] = [known[n] if n in known else others.get(n) for n in self._names]
+        known_dtype, are_alike, requires_grad = self._plain
+        if known_dtype is dtype and are_alike(*found):
+            return found, requires_grad
+        for (_, _, _, wanted), value in zip(self.weights, found, strict=True):
             if value is None or value.shape != wanted or not is_plain(value, dtype):
                 return None
-            found.append(value)
-        return found
-
-    def bind(self, layer: Layer, made: Any, dtype: torch.dtype, is_grad: bool) -> bool:
-        """Point to the layer's weights as they are now; False if one is not plain or needs a gradient."""
-        weights = self.plain_weights(layer, dtype)
-        if weights is None or (is_grad and any(value.requires_grad for value in weights)):
-            return False
-        for (k, name, _, _), value in zip(self.weights, weights, strict=True):
-            if value.data_ptr() != made.bound[k][name]:
-                made.bind(k, name, value)
-        return True
+        requires_grad = any(value.requires_grad for value in found)
+        self._plain = dtype, similarity(found), requires_grad
+        return found, requires_grad
 
 
 def of(layer: Layer) -> Quick | None:
     """What the layer keeps for quick calls; None if its class has a `forward` of its own."""
-    from cellfuse.nn.layer import Layer
-
     quick = layer.__dict__.get("_quick")
     if quick is None:
+        from cellfuse.nn.layer import Layer
+
         if type(layer).forward is not Layer.forward or "forward" in layer.__dict__:
             return None
         quick = layer.__dict__["_quick"] = Quick(layer)
@@ -126,9 +124,10 @@ def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
     quick = of(layer)
     if quick is None:
         return None
-    weights = quick.plain_weights(layer, dtype)
-    if weights is None:
+    plain = quick.plain_weights(layer, dtype)
+    if plain is None:
         return None
+    weights, is_trained = plain
     states: Any = ()
     if hx is not None:
         states = (hx,) if isinstance(hx, Tensor) else hx
@@ -136,7 +135,9 @@ def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
             return None
         if not all(isinstance(value, Tensor) and is_of_memory(value, dtype) for value in states):
             return None
-    is_trained = torch.is_grad_enabled() and any(v.requires_grad for v in (x, *weights, *states))
+    is_trained = torch.is_grad_enabled() and (
+        is_trained or x.requires_grad or any(value.requires_grad for value in states)
+    )
     dropout = layer.dropout if layer.training else 0.0
     key = (is_trained, shape, dtype, torch.get_num_threads(), layer.backend, dropout)
     made = quick.of_size(key, lambda: _made(layer, x, is_trained))

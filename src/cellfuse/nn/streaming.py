@@ -34,18 +34,19 @@ def make(layer: Layer, batch: int, dtype: torch.dtype) -> Step:
         return Step(fused, initial, layer.num_layers, layer.input_size, names)
 
 
+def _new(layer: Layer, x: Tensor) -> Step | None:
+    """What `make` makes for x; None if x does not fit."""
+    dtype, shape = x.dtype, x.shape
+    if dtype not in (torch.float32, torch.float64) or not is_plain(x, dtype) or len(shape) not in (1, 2):
+        return None
+    if shape[-1] != layer.input_size or 0 in shape:
+        return None
+    return make(layer, shape[0] if len(shape) == 2 else 0, dtype)
+
+
 def step(layer: Layer, x: Tensor, state: Any) -> tuple[Tensor, State] | None:
     """`Layer.step` by the kernel; None where the general way is to run, or to raise its error."""
     if is_mode_active() or type(x) is not Tensor or layer.backend not in ("auto", "cpu"):
-        return None
-    dtype = x.dtype
-    if (dtype is not torch.float32 and dtype is not torch.float64) or not is_plain(x, dtype):
-        return None
-    shape = x.shape
-    if len(shape) not in (1, 2):
-        return None
-    is_batched = len(shape) == 2
-    if shape[-1] != layer.input_size or (is_batched and not shape[0]):
         return None
     if layer._forward_hooks or layer._forward_pre_hooks or has_global_hooks():
         return None
@@ -53,21 +54,22 @@ def step(layer: Layer, x: Tensor, state: Any) -> tuple[Tensor, State] | None:
         return None
     if layer.training and (layer.dropout or layer._masks is not None):
         return None
-    is_grad = torch.is_grad_enabled()
-    if is_grad and x.requires_grad:
-        return None
     quick = of(layer)
     if quick is None:
         return None
-    sizes = shape[0] if is_batched else 0, dtype
-    key = ("step", *sizes)
-    made: Step = quick.take(key, lambda: make(layer, *sizes))
+    dtype, is_grad = x.dtype, torch.is_grad_enabled()
+    plain = quick.plain_weights(layer, dtype)
+    if plain is None or (is_grad and plain[1]):
+        return None
+    key = x.shape, dtype
+    made = quick.take(key) or _new(layer, x)
+    if made is None:
+        return None
     try:
-        if not quick.bind(layer, made, dtype, is_grad):
-            return None
-        before = made.initial if state is None else made.states(state, is_grad)
+        before = made.states(x, state, is_grad)
         if before is None:
             return None
+        made.bind(plain[0])
         y, after = made.run(x, before)
     finally:
         quick.give(key, made)
@@ -115,8 +117,8 @@ class Stepper:
         layer = self._layer
         with torch.inference_mode(False), torch.no_grad():
             self._copies = []
-            for k, block in enumerate(layer._blocks()):
-                for (name, full), slot in zip(block.names, block.slots, strict=True):
+            for block in layer._blocks():
+                for (_, full), slot in zip(block.names, block.slots, strict=True):
                     value = getattr(layer, full).detach()
                     if value.dtype != self._dtype or value.device.type != "cpu" or value.shape != slot.shape:
                         raise BackendError(
@@ -124,9 +126,8 @@ class Stepper:
                             f"{value.device}, but this stepper was made for {self._dtype} "
                             f"{list(slot.shape)} on cpu. Make a new one: layer.stepper(batch_size)."
                         )
-                    copy = value.clone(memory_format=torch.contiguous_format)
-                    self._copies.append(copy)
-                    self._step.bind(k, name, copy)
+                    self._copies.append(value.clone(memory_format=torch.contiguous_format))
+            self._step.bind(self._copies)
 
     @property
     def state(self) -> State:

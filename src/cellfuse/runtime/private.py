@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ def is_batched(value: torch.Tensor) -> bool:
     """Whether a tensor stands for several, as autograd.grad(is_grads_batched=True) makes them."""
     functorch = torch._C._functorch
     return bool(functorch.is_batchedtensor(value) or functorch.is_legacy_batchedtensor(value))
+
+
+def similarity(values: Sequence[torch.Tensor]) -> Callable[..., bool]:
+    """A quick function of as many tensors: whether each is like the one given here, which is not kept.
+
+    In type, dtype, device, shape, strides, whether it requires a gradient, and in what torch dispatches on: a
+    negated view, or the same tensor in a mode such as autocast or inference mode, is not alike.
+    """
+    made = torch._C._dynamo.guards.TensorGuards(*values, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+    check: Callable[..., bool] = made.check
+    return check
 
 
 def is_forward_ad_active() -> bool:

@@ -7,7 +7,7 @@ Without autograd.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from cellfuse.runtime.private import (
     is_dispatch_mode_active,
     is_forward_ad_active,
     is_functorch_active,
+    similarity,
 )
 
 
@@ -113,33 +114,48 @@ class Step:
         for name in ("weight_ih", "bias_ih"):
             if name in uses and program.inputs:
                 uses[name].append((slots[name], 0))
-        self._uses = uses
-        # An address that no tensor has, nor an empty one.
-        self.bound: list[dict[str, int]] = [dict.fromkeys(names, -1) for _ in range(count)]
+        # Of each weight of each layer: its table, and what of it is pointed to.
+        self._uses = [(table, uses[name]) for table in self.tables for name in names]
+        self._bound: list[int] = []  # where the weights stand
+        self._are_alike: Callable[..., bool] | None = None  # to the last plain input and states
         self.initial = [value.clone() for value in initial]
         self._shapes = [value.shape for value in initial]
         lead = [batch] if is_batched else []
         self._output = torch.empty([*lead, self.output_width], dtype=self.dtype, device="cpu")
 
-    def bind(self, k: int, name: str, value: Tensor) -> None:
-        """Read a weight of layer k from this tensor, which is plain and has the right shape."""
-        pointer = value.data_ptr()
-        row = value.stride(0) * value.element_size() if value.dim() else 0
-        for slot, first in self._uses[name]:
-            self.tables[k][slot] = pointer + first * row
-        self.bound[k][name] = pointer  # last, because an interrupt may come anywhere
+    def bind(self, weights: Sequence[Tensor]) -> None:
+        """Read the weights of all layers from these tensors, which are plain and have the right shapes."""
+        pointers = [value.data_ptr() for value in weights]
+        if pointers == self._bound:
+            return
+        self._bound = []
+        for value, pointer, (table, uses) in zip(weights, pointers, self._uses, strict=True):
+            row = value.stride(0) * value.element_size() if value.dim() else 0
+            for slot, first in uses:
+                table[slot] = pointer + first * row
+        self._bound = pointers  # last, because an interrupt may come anywhere
 
-    def states(self, given: Any, is_grad: bool) -> Sequence[Tensor] | None:
-        """A user's states as one tensor each; None if they do not fit, need a gradient or are not plain."""
-        if type(given) is Tensor:
+    def states(self, x: Tensor, given: Any, is_grad: bool) -> Sequence[Tensor] | None:
+        """A user's states as one tensor each, the initial ones for None; None if they or the input, which has
+        the right shape, do not fit, need a gradient or are not plain."""
+        if given is None:
+            given = self.initial
+        elif type(given) is Tensor:
             given = (given,)
         elif not isinstance(given, tuple | list):
             return None
         if len(given) != len(self._shapes):
             return None
-        for value, shape in zip(given, self._shapes, strict=True):
-            if not is_plain(value, self.dtype) or value.shape != shape or (is_grad and value.requires_grad):
+        if self._are_alike is not None and self._are_alike(x, *given):
+            return given
+        requires_grad = x.requires_grad
+        for value, shape in zip((x, *given), (x.shape, *self._shapes), strict=True):
+            if not is_plain(value, self.dtype) or value.shape != shape:
                 return None
+            requires_grad |= value.requires_grad
+        if requires_grad:
+            return None if is_grad else given
+        self._are_alike = similarity((x, *given))
         return given
 
     def run(
