@@ -1,5 +1,6 @@
 """Every private name of torch that we use still exists and still says what we think it says."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,33 @@ def test_forward_ad_is_active_inside_a_dual_level():
     with forward_ad.dual_level():
         assert private.is_forward_ad_active()
     assert not private.is_forward_ad_active()
+
+
+def test_similar_tensors_are_like_the_first_ones_in_all_that_kernels_rely_on():
+    value, other = torch.ones(3, 4), torch.ones(2)
+    are_alike = private.similarity((value, other))
+    assert are_alike(value, other)
+    assert are_alike(torch.zeros(4, 4)[1:], other)
+    different = (
+        *(None, torch.nn.Parameter(value), value.double(), value.to("meta"), value[:2], value[None]),
+        *(torch.ones(4, 3).t(), torch.ones(3, 8)[:, ::2], torch.ones(3, 4, requires_grad=True)),
+        *(torch._neg_view(value), torch._efficientzerotensor((3, 4)), value.to_sparse()),
+    )
+    for each in different:
+        assert not are_alike(each, other)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not are_alike(value, other)
+    with torch.inference_mode():
+        assert not are_alike(value, other)
+        assert private.similarity((value, other))(value, other)
+
+
+def test_similarity_keeps_no_tensor():
+    value = torch.ones(3)
+    seen, are_alike = weakref.ref(value), private.similarity((value,))
+    del value
+    assert seen() is None
+    assert are_alike(torch.ones(3))
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn_tanh", "rnn_relu"])

@@ -129,6 +129,12 @@ def test_torch_func_equals_plain_autograd(name, backend):
     assert_same(forward, (torch.autograd.grad(loss(weights, v), v)[0] * tangent).sum())
 
 
+def test_torch_func_refuses_torchs_operator_that_was_asked_for():
+    layer = cf.LSTM(3, 4, backend="aten")
+    with pytest.raises(cf.errors.BackendError, match=r"torch\.func"):
+        torch.func.vmap(lambda v: layer(v)[0])(torch.randn(2, 5, 1, 3))
+
+
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
 def test_compile_and_export(name):
     layer = getattr(cf, name)(3, 4, 2, dropout=0.5)

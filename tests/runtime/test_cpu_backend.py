@@ -562,6 +562,59 @@ def test_the_quick_way_sees_what_has_changed_since_its_last_call():
         torch.testing.assert_close(layer(x)[0], after)
 
 
+CHANGES = {
+    "laid out anew": lambda weight: weight.data.t().contiguous().t(),
+    "negated": lambda weight: torch._neg_view(weight.data),
+    "moved": lambda weight: weight.data.flip(0),
+    "changed": lambda weight: weight.data.mul_(2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+@pytest.mark.parametrize("is_step", [False, True], ids=["sequence", "step"])
+def test_the_quick_ways_see_what_has_become_of_a_weight(change, is_step):
+    layer, eager = cf.GRU(16, 32, backend="cpu"), cf.GRU(16, 32, backend="eager")
+    eager.load_state_dict(layer.state_dict())
+    x = torch.randn(3, 16) if is_step else torch.randn(5, 3, 16)
+    run = (lambda each: each.step(x)[0]) if is_step else (lambda each: each(x)[0])
+    with torch.no_grad():
+        torch.testing.assert_close(run(layer), run(eager))
+        for each in (layer, eager):
+            each.weight_hh_l0.data = change(each.weight_hh_l0)
+        if layer.weight_hh_l0.is_neg():
+            with pytest.raises(cf.errors.BackendError, match="not plain memory"):
+                run(layer)
+        else:
+            torch.testing.assert_close(run(layer), run(eager))
+
+
+def test_the_quick_ways_see_that_a_weight_has_become_float64():
+    layer, x = cf.GRU(16, 32, backend="cpu"), torch.randn(3, 16)
+    with torch.no_grad():
+        layer.step(x)
+        layer(x.unsqueeze(0))
+        layer.weight_hh_l0.data = layer.weight_hh_l0.data.double()
+        for run in (lambda: layer.step(x), lambda: layer(x.unsqueeze(0))):
+            with pytest.raises((cf.errors.BackendError, RuntimeError), match=r"float64|same dtype"):
+                run()
+
+
+def test_the_quick_ways_see_what_requires_a_gradient():
+    layer, x = cf.GRU(16, 32, backend="cpu").requires_grad_(False), torch.randn(3, 16)
+    state = torch.zeros(1, 3, 32)
+    for _ in range(2):
+        assert not layer.step(x, state)[0].requires_grad
+        assert not layer(x.unsqueeze(0))[0].requires_grad
+    for value in (layer.weight_hh_l0, x, state):
+        value.requires_grad_()
+        assert layer.step(x, state)[0].requires_grad
+        assert layer(x.unsqueeze(0), state)[0].requires_grad
+        value.requires_grad_(False)
+    with torch.inference_mode():
+        assert layer.step(x, state)[0].is_inference()
+    assert not layer.step(x, state)[0].requires_grad
+
+
 def test_the_quick_way_leaves_odd_states_to_the_general_one():
     layer, x = cf.GRU(16, 32), torch.randn(5, 3, 16)
     for wrong in (5, torch.zeros(1, 2, 32), (torch.zeros(1, 3, 32), None)):
