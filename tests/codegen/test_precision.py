@@ -64,6 +64,16 @@ def test_double_precision(name):
     np.testing.assert_allclose(compiled(name, 64)(x), EXACT[name](x), rtol=2e-15, atol=1e-300)
 
 
+@pytest.mark.parametrize(("bits", "tiny", "gone"), [(32, -87.3, -88.1), (64, -708.0, -709.2)])
+def test_sigmoid_is_right_down_to_the_smallest_ordinary_numbers_and_then_zero(bits, tiny, gone):
+    x = np.linspace(tiny, 40, 100_000).astype(TYPES[bits])
+    want = EXACT["sigmoid"](x.astype(np.float64))
+    error = np.abs(compiled("sigmoid", bits)(x) - want) / np.spacing(np.abs(want).astype(TYPES[bits]))
+    assert error.max() <= 4
+    far = np.array([gone, 2 * gone, -1e30, -np.inf], TYPES[bits])
+    assert (compiled("sigmoid", bits)(far) == 0).all()
+
+
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("name", LIMITS)
 def test_special_values(name, bits):

@@ -171,3 +171,55 @@ def test_an_empty_output_has_a_gradient():
         x = torch.zeros(0, 2, 3, dtype=torch.float64, requires_grad=True)
         small_layer(name)(x)[0].sum().backward()
         assert x.grad.shape == x.shape
+
+
+RUNS = {
+    "sequence": lambda layer: layer(torch.randn(5, 3, 4)),
+    "one sequence": lambda layer: layer(torch.randn(5, 4)),
+    "packed": lambda layer: layer(torch.nn.utils.rnn.pack_sequence([torch.randn(5, 4), torch.randn(2, 4)])),
+    "step": lambda layer: layer.step(torch.randn(3, 4)),
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=list(RUNS))
+@pytest.mark.parametrize("backend", ["auto", "cpu", "eager"])
+@pytest.mark.parametrize("name", THREE)
+def test_the_shape_of_a_weight_is_looked_at(name, backend, run):
+    layer = getattr(cf, name)(4, 6, backend=backend)
+    with torch.no_grad():
+        run(layer)
+    layer.weight_hh_l0 = torch.nn.Parameter(torch.randn(1, 1))
+    rows = len(layer.bias_hh_l0)
+    for is_grad in (False, True):
+        wanted = rf"weight_hh_l0 is \[1, 1\], expected \[{rows}, 6\]"
+        with torch.set_grad_enabled(is_grad), pytest.raises(ShapeError, match=wanted):
+            run(layer)
+    layer = getattr(cf, name)(4, 6, backend=backend)
+    layer.bias_ih_l0 = None
+    with pytest.raises(ShapeError, match="bias_ih_l0 is NoneType"):
+        run(layer)
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=list(RUNS))
+@pytest.mark.parametrize("is_grad", [False, True])
+def test_a_weight_without_memory_is_an_error(is_grad, run):
+    layer = cf.GRU(4, 6, backend="cpu")
+    with torch.set_grad_enabled(is_grad):
+        run(layer)
+        layer.weight_hh_l0.untyped_storage().resize_(0)
+        with pytest.raises(InputError, match="has no memory"):
+            run(layer)
+
+
+@pytest.mark.parametrize("name", THREE)
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_zeros_without_memory_are_zeros(name, is_quick, monkeypatch):
+    if not is_quick:
+        monkeypatch.setattr("cellfuse.nn.quick.sequence", lambda *_: None)
+    layer, x = getattr(cf, name)(4, 6, backend="cpu"), torch.randn(5, 3, 4, requires_grad=True)
+    output, _ = layer(x)
+    zeros = torch._efficientzerotensor(output.shape)
+    for gradient in torch.autograd.grad(output, [x, *layer.parameters()], zeros):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+    with pytest.raises(cf.errors.BackendError, match="zero tensor"):
+        layer(torch._efficientzerotensor(x.shape))

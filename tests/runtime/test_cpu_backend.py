@@ -1,6 +1,7 @@
 """The cpu backend through the layer: what it refuses and why, derivatives of every kind, torch.compile."""
 
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -560,6 +561,23 @@ def test_the_quick_way_sees_what_has_changed_since_its_last_call():
         layer.backend = "aten"
         assert choice.choose(layer._case(x, layer.initial_states(3, x)), layer.backend) == "aten"
         torch.testing.assert_close(layer(x)[0], after)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("options", [{}, {"nonlinearity": "relu"}], ids=["tanh", "relu"])
+def test_gradients_at_odd_numbers_are_torchs(options, number):
+    layer = cf.RNN(4, 19, dtype=torch.float64, backend="cpu", **options)
+    theirs = torch.nn.RNN(4, 19, dtype=torch.float64, **options)
+    theirs.load_state_dict(layer.state_dict())
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    x[2, 1] = number
+    found = []
+    for each in (layer, theirs):
+        given = x.clone().requires_grad_()
+        output, _ = each(given)
+        found.append([output, *torch.autograd.grad(output.sum(), [given, *each.parameters()])])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, equal_nan=True)
 
 
 CHANGES = {

@@ -196,7 +196,8 @@ _ROWS = (
     Op(
         "relu",
         lambda a: np.maximum(a, 0.0),
-        lambda g, y, a: (_zero_unless(_node("gt", y, 0.0), g),),
+        # As torch's: the gradient of NaN goes through.
+        lambda g, y, a: (_node("where", _node("le", y, 0.0), 0.0, g),),
         _together,
     ),
     # log(1 + exp(a)) without overflow

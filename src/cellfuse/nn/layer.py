@@ -511,6 +511,17 @@ class Layer(nn.RNNBase):
         known = self._parameters  # quicker than getattr, which also finds what stands for a parameter
         return {name: known.get(full) if full in known else getattr(self, full) for name, full in block.names}  # type: ignore[misc]
 
+    def _checked_weights(self, block: Block) -> dict[str, Tensor]:
+        """Weights of the right shapes: kernels believe them."""
+        weights = self._weights(block)
+        for slot, value in zip(block.slots, weights.values(), strict=True):
+            if not isinstance(value, Tensor) or value.shape != slot.shape:
+                given = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ShapeError(
+                    f"{self._get_name()}: {slot.name}{block.suffix} is {given}, expected {list(slot.shape)}"
+                )
+        return weights
+
     def _case(self, input: Tensor, states: tuple[Tensor, ...], batch_sizes: Tensor | None = None) -> Case:
         return Case(
             cell=self._cell_of(self.training),
@@ -521,7 +532,7 @@ class Layer(nn.RNNBase):
             num_layers=self.num_layers,
             num_directions=self.num_directions,
             dropout=self.dropout if self.training else 0.0,
-            weights=tuple(self._weights(block) for block in self._blocks()),
+            weights=tuple(map(self._checked_weights, self._blocks())),
             input=input,
             states=states,
             batch_sizes=batch_sizes,

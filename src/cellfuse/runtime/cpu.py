@@ -55,7 +55,7 @@ def _why_not(case: Case) -> str:
             continue
         if type(value) not in (Tensor, torch.nn.Parameter):
             return f"{name} is a {type(value).__name__}, which may not be plain memory"
-        return f"{name} is a {value.layout} or negated view, which is not plain memory"
+        return f"{name} is a {value.layout}, negated or zero tensor, which is not plain memory"
     return ""
 
 
@@ -63,7 +63,7 @@ def _is_plain(value: Tensor) -> bool:
     """Whether a tensor is dense numbers in memory."""
     kind = type(value)
     is_dense = (kind is Tensor or kind is torch.nn.Parameter) and value.layout is torch.strided
-    return is_dense and not value.is_neg()
+    return is_dense and not value.is_neg() and not value._is_zerotensor()
 
 
 def why_rather_not(case: Case) -> str:

@@ -202,7 +202,7 @@ def backward(
     for (direction, times), grads, tensors, each in zip(calls, gradients, values, kept, strict=True):
         x, _, weights = direction.split(tensors)
         runners.append(direction.runner(x, times, is_operator, len(calls)))
-        output_gradient, *state_gradients = (gradient.resolve_neg() for gradient in grads)
+        output_gradient, *state_gradients = map(in_memory, grads)
         given.append((_rows(x), times, weights, each, output_gradient, state_gradients))
     fused = [runner for runner in runners if isinstance(runner, Fused)]
     if len(fused) == len(calls):
@@ -217,6 +217,11 @@ def backward(
         dx = None if dx is None else dx.view(tensors[0].shape)
         found.append([dx, *dstates, *_of_names(direction, tensors, dweights, is_operator)])
     return found
+
+
+def in_memory(value: Tensor) -> Tensor:
+    """The same numbers in memory, if they are a negated view's or a tensor of zeros without any."""
+    return value.clone() if value._is_zerotensor() else value.resolve_neg()
 
 
 def _of_names(

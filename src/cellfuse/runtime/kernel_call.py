@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cellfuse.codegen.cpu.compile import Driver
 from cellfuse.codegen.cpu.driver import CALL, COPY, PLACE
+from cellfuse.errors import InputError
 from cellfuse.runtime.columns import Use
 from cellfuse.runtime.once import Once
 from cellfuse.runtime.private import openmp
@@ -48,6 +49,12 @@ def named(tensor: int) -> int:
     No address is so large, and to it may be added.
     """
     return tensor + 1 << _NAMED
+
+
+def check_pointers(pointers: Sequence[int]) -> None:
+    """Raise InputError if a weight, which has numbers, has no memory."""
+    if 0 in pointers:
+        raise InputError("a weight has no memory: its storage was freed or resized to nothing")
 
 
 class Session:
@@ -149,6 +156,7 @@ class Session:
 
     def bind(self, use: Use, pointer: int, shape: torch.Size) -> None:
         """Point to a weight, which is dense."""
+        check_pointers((pointer,))
         row = self.size * (shape[1:].numel() if len(shape) > 1 else 1)
         for slot, first in use.slots:
             self.table[slot] = pointer + first * row

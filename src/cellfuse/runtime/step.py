@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cellfuse.codegen.cpu.layout import OF_USER
 from cellfuse.runtime.fused import Fused
+from cellfuse.runtime.kernel_call import check_pointers
 from cellfuse.runtime.private import (
     is_any_autocast_enabled,
     is_dispatch_mode_active,
@@ -32,6 +33,7 @@ def is_of_memory(value: Tensor, dtype: torch.dtype) -> bool:
         and value.is_cpu
         and value.layout is torch.strided
         and not value.is_neg()
+        and not value._is_zerotensor()
     )
 
 
@@ -128,6 +130,7 @@ class Step:
         pointers = [value.data_ptr() for value in weights]
         if pointers == self._bound:
             return
+        check_pointers(pointers)
         self._bound = []
         for value, pointer, (table, uses) in zip(weights, pointers, self._uses, strict=True):
             row = value.stride(0) * value.element_size() if value.dim() else 0

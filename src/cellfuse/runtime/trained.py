@@ -14,10 +14,19 @@ from torch import Tensor
 
 from cellfuse.codegen.cpu.driver import OUT, OUTER, RIGHT
 from cellfuse.runtime.columns import INPUT
-from cellfuse.runtime.direction import Direction
+from cellfuse.runtime.direction import Direction, in_memory
 from cellfuse.runtime.fused import Fused
 from cellfuse.runtime.gradient_places import Out, products_of, rows_of, sums_of, whole_vectors
-from cellfuse.runtime.kernel_call import SESSIONS, Copy, Session, copied, copied_rows, named, run_sessions
+from cellfuse.runtime.kernel_call import (
+    SESSIONS,
+    Copy,
+    Session,
+    check_pointers,
+    copied,
+    copied_rows,
+    named,
+    run_sessions,
+)
 from cellfuse.runtime.private import is_batched, is_forward_ad_active, is_functorch_active
 from cellfuse.runtime.times import Times
 from cellfuse.runtime.whole import bind_weights, is_plain_layout
@@ -74,6 +83,7 @@ class Trained:
         output, all_kept = self._like.new_empty(*self.output_shape), []
         finals = [torch.empty_like(state) for state in self.initial]
         source, start, pointers = x.data_ptr(), output.data_ptr(), _pointers(weights)
+        check_pointers(pointers)
         begins, ends, sessions = _pointers(states or self.initial), _pointers(finals), []
         for k, (way, part) in enumerate(zip(self._ways, self.slices, strict=True)):
             kept = self._like.new_empty(way.total)
@@ -113,6 +123,7 @@ class Trained:
         found: list[Tensor | None] = [torch.empty_like(w) if needs_weights else None for w in weights]
         given, wanted, of_weights = _pointers(dense[1:]), _pointers(states), _pointers(found)
         source, start, pointers = x.data_ptr(), output_gradient.data_ptr(), _pointers(weights)
+        check_pointers(pointers)
         what = needs_x, tuple(map(bool, given)), tuple(needs_states), needs_weights
         sessions, dxs = [], []
         for k, (way, part) in enumerate(zip(self._ways, self.slices, strict=True)):
@@ -136,7 +147,9 @@ def _pointers(values: Sequence[Tensor | None]) -> list[int]:
 
 
 def _dense(value: Tensor) -> Tensor:
-    return value if value.is_contiguous() and not value.is_neg() else value.resolve_neg().contiguous()
+    if value.is_contiguous() and not value.is_neg() and not value._is_zerotensor():
+        return value
+    return in_memory(value).contiguous()
 
 
 # Of a backward call: whether the input's gradient is needed; which states' gradients are given, and which are

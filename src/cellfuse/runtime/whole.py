@@ -13,7 +13,16 @@ from torch import Tensor
 
 from cellfuse.codegen.program import Place
 from cellfuse.runtime.fused import Fused
-from cellfuse.runtime.kernel_call import AT, SESSIONS, Copy, Session, copied_rows, named, run_sessions
+from cellfuse.runtime.kernel_call import (
+    AT,
+    SESSIONS,
+    Copy,
+    Session,
+    check_pointers,
+    copied_rows,
+    named,
+    run_sessions,
+)
 from cellfuse.runtime.times import Times
 
 
@@ -86,6 +95,7 @@ class Whole:
         ends = [final.data_ptr() for final in finals]
         begins = [state.data_ptr() for state in states or self.initial]
         pointers = [weight.data_ptr() for weight in weights]
+        check_pointers(pointers)
         start, sessions = output.data_ptr(), []
         for way, part in zip(self._ways, self._slices, strict=True):
             sessions.append(way.point([source, start, *begins, *ends, *pointers[part]]))

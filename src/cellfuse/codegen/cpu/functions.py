@@ -119,13 +119,15 @@ def _quotient(code: Code, a: str, b: str) -> str:
 
 
 def sigmoid(code: Code, x: str) -> str:
-    """1 / (1 + e**-x)."""
-    form = FORMATS[code.module.bits]
+    """1 / (1 + e**-x); 0 where that is no ordinary number of the format by far."""
+    limit = FORMATS[code.module.bits].limit - 0.7
     minus = code.let(f"fneg {code.vector} {x}")
-    half, expm1 = _power(code, at_least(code, at_most(code, minus, form.limit - 0.7), form.lowest))
+    is_tiny = code.compare("ogt", minus, code.constant(limit))
+    minus = code.select(is_tiny, code.constant(limit), minus)
+    half, expm1 = _power(code, at_least(code, minus, FORMATS[code.module.bits].lowest))
     # Twice the numbers are halved away: 0.5 / (0.5 + e / 2).
     below = code.fma(half, expm1, code.binary("fadd", half, code.constant(0.5)))
-    return _quotient(code, code.constant(0.5), below)
+    return code.select(is_tiny, code.constant(0.0), _quotient(code, code.constant(0.5), below))
 
 
 def tanh(code: Code, x: str) -> str:
