@@ -5,7 +5,8 @@ from pathlib import Path
 
 import cellfuse
 
-LEVELS = {"errors": 0, "origin": 0, "graph": 1, "cell": 2, "cells": 3, "reference": 3, "masked": 3}
+LEVELS = {"errors": 0, "origin": 0, "graph": 1, "cell": 2, "cells": 3}
+LEVELS |= {"reference": 3, "masked": 3, "slots": 3}
 LEVELS |= {"codegen": 4, "runtime": 5, "nn": 6}
 LEVELS |= {"explain": 7, "train": 7, "bench": 7, "cli": 8, "__init__": 9, "__main__": 9}
 

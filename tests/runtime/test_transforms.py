@@ -241,6 +241,26 @@ def test_an_operator_refuses_tensors_of_other_sizes():
     for values in ((x, [h], short), (x, [h[:, 1:]], weights), (x[..., 1:], [h], weights)):
         with pytest.raises(cf.errors.ShapeError, match="cellfuse operator"):
             library.forward(*values, None, text, False)
+    wide = [weights[0], weights[1][:, 1:], *weights[2:]]
+    freed = weights[1].clone()
+    freed.untyped_storage().resize_(0)
+    for values in (
+        *((x, [h], wide), (x, [h], [weights[0], weights[1][:, 0], *weights[2:]]), (x, [h], weights[:3])),
+        *((x, [h[:1]], weights), (x, [h.repeat(40, 1)], weights), (x, [h, h], weights), (x[0], [h], weights)),
+        *((x, [h.double()], weights), (x, [h], [weights[0], freed, *weights[2:]])),
+    ):
+        for keep in (False, True):
+            with pytest.raises(cf.errors.ShapeError, match="cellfuse operator"):
+                library.forward(*values, None, text, keep)
+    made = library.forward(x, [h], weights, None, text, True)
+    gradients, kept = list(made[:2]), list(made[2:])
+    for wrong in (
+        *(([gradients[0][:1], gradients[1]], kept), (gradients[:1], kept), (gradients, kept[:-1])),
+        *(([g.double() for g in gradients], kept), (gradients, [each[:1] for each in kept])),
+    ):
+        with pytest.raises(cf.errors.ShapeError, match="cellfuse operator"):
+            library.backward(wrong[0], x, [h], weights, None, wrong[1], text)
+    library.backward(gradients, x, [h], weights, None, kept, text)
     for sizes in ([2, 1], [1, 2, 1], [4], [2, 2, 0], [1, 1, 1, 1]):
         with pytest.raises(cf.errors.ShapeError, match="batch_sizes"):
             library.forward(torch.randn(4, I), [h], weights, torch.tensor(sizes), text, False)

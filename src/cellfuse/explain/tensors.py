@@ -11,7 +11,7 @@ from cellfuse.explain.facts import TensorFact
 from cellfuse.explain.step import state_words
 from cellfuse.explain.subject import Subject
 from cellfuse.explain.words import Words, say
-from cellfuse.nn.parameters import Slot, slots
+from cellfuse.slots import Slot, slots
 
 _OWN = {"unit": "own per unit", "gate": "own per gate", "cell": "own per cell"}
 _MATRICES = {"weight_ih": "W", "weight_hh": "R", "bias_ih": "b", "bias_hh": "d", "weight_hr": "W_hr"}

@@ -12,11 +12,12 @@ from cellfuse.cells.gru import gru
 from cellfuse.cells.lstm import lstm
 from cellfuse.errors import InputError, ShapeError
 from cellfuse.nn import arguments, tracing
-from cellfuse.nn.parameters import initialise, slots
+from cellfuse.nn.parameters import initialise
 from cellfuse.nn.rnn import cell_of_nonlinearity
 from cellfuse.runtime import aten, eager
 from cellfuse.runtime.case import Case, Result, Weights
 from cellfuse.runtime.torch_text import torch_step
+from cellfuse.slots import slots
 
 
 class OneStep(nn.RNNCellBase):

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from cellfuse.cell import Cell
 from cellfuse.codegen.cpu.layout import Sizes
-from cellfuse.errors import ShapeError
 from cellfuse.masked import cell_of_reference
 from cellfuse.runtime import cuda_step, eager
 from cellfuse.runtime.case import Case, Weights
@@ -262,36 +261,6 @@ def direction_of(text: str) -> Direction:
     names = tuple(name for name in rest[6:] if name)
     cell, sizes = cell_of_reference(reference), Sizes(H, P, N)
     return Direction(cell, sizes, has_bias, is_reverse, recompute, names, backend)
-
-
-def check_shapes(direction: Direction, values: Sequence[Tensor]) -> None:
-    """The tensors an operator is given have the sizes that the kernel will take for granted."""
-    x, states, weights = direction.split(values)
-    sizes, columns = direction.sizes, direction.kernel(x).columns
-    width = {"H": sizes.hidden, "P": sizes.projected, "N": sizes.hidden // sizes.heads}
-    gates = len(direction.cell.input_gates)
-    wanted: dict[str, list[int]] = {}
-    if gates:
-        wanted |= {"weight_ih": [gates * sizes.hidden, x.shape[-1]], "bias_ih": [gates * sizes.hidden]}
-    for name, first, count in columns.sources.values():
-        if count > 0:
-            last = wanted.get(name, [0])[0]
-            wanted[name] = [max(last, first + count)]
-    batch = states[0].shape[0] if states else 0
-    for name, place in columns.masks.items():
-        lead = [batch] if columns.program.buffers[place.buffer].rows == "batch" else list(x.shape[:-1])
-        wanted[name] = [*lead, width[columns.shape(place)[0]]]
-    shapes = direction.kernel(x).shapes
-    named = {
-        f"state {k}": (value, [batch, width[shape[0]]])
-        for k, (value, shape) in enumerate(zip(states, shapes, strict=True))
-    }
-    named |= {name: (value, wanted[name]) for name, value in weights.items() if name in wanted}
-    for name, (value, shape) in named.items():
-        if list(value.shape[: len(shape)]) != shape or value.dtype != x.dtype:
-            raise ShapeError(
-                f"cellfuse operator: {name} is {list(value.shape)} {value.dtype}, expected {shape} {x.dtype}"
-            )
 
 
 def _rows(x: Tensor) -> Tensor:

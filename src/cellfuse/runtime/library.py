@@ -16,7 +16,8 @@ from torch import Tensor
 from cellfuse.errors import BackendError
 from cellfuse.graph.masks import is_mask
 from cellfuse.masked import has_masks
-from cellfuse.runtime.direction import Call, Direction, check_shapes, direction_of
+from cellfuse.runtime import operands
+from cellfuse.runtime.direction import Call, Direction, direction_of
 from cellfuse.runtime.direction import backward as run_backward
 from cellfuse.runtime.direction import forward as run_forward
 from cellfuse.runtime.fused import Kept
@@ -63,7 +64,7 @@ def _forward(
     keep: bool,
 ) -> list[Tensor]:
     made, values = direction_of(direction), (x, *states, *weights)
-    check_shapes(made, values)
+    operands.check(made, x, states, weights, batch_sizes)
     times = made.times(values, batch_sizes)
     calls = [(made, times)]
     with torch.cuda.device_of(x):  # a compiled graph's calls do not set it
@@ -92,7 +93,8 @@ def _backward(
     direction: str,
 ) -> list[Tensor]:
     made, values = direction_of(direction), (x, *states, *weights)
-    check_shapes(made, values)
+    operands.check(made, x, states, weights, batch_sizes)
+    operands.check_backward(made, values, batch_sizes, gradients, kept)
     times, dense = made.times(values, batch_sizes), [value.contiguous() for value in kept]
     names = made.buffers(made.kernel(x))
     found = Kept(dense[: len(states)], dict(zip(names, dense[len(states) :], strict=True)))
@@ -297,7 +299,7 @@ def _is_transformed(gradients: Sequence[Tensor]) -> bool:
 
 def _forward_autograd(x, states, weights, batch_sizes, direction, keep):  # type: ignore[no-untyped-def]
     values = (x, *states, *weights)
-    for name, weight in zip(direction_of(direction).names, weights, strict=True):
+    for name, weight in zip(direction_of(direction).names, weights, strict=False):  # counted later
         if weight.requires_grad and is_mask(name):
             raise BackendError(f"cellfuse::forward: the mask {name} requires a gradient; masks have none")
     if is_functorch_active() or is_forward_ad_active():
