@@ -1,6 +1,7 @@
 """exp, sigmoid, tanh and softplus against float64, in units of the last place; special values."""
 
 import ctypes
+import math
 
 import numpy as np
 import pytest
@@ -72,6 +73,44 @@ def test_sigmoid_is_right_down_to_the_smallest_ordinary_numbers_and_then_zero(bi
     assert error.max() <= 4
     far = np.array([gone, 2 * gone, -1e30, -np.inf], TYPES[bits])
     assert (compiled("sigmoid", bits)(far) == 0).all()
+
+
+# Ends of the range in which every result is an ordinary number, and from where it is 0 or infinite.
+RANGES = {
+    ("exp", 32): (-87.3365, 88.7228, -87.34, 88.73),
+    ("exp", 64): (-708.396, 709.782, -708.4, 709.79),
+    ("sigmoid", 32): (-87.3, 110.0, -88.1, math.inf),
+    ("sigmoid", 64): (-708.0, 800.0, -709.2, math.inf),
+    ("softplus", 32): (-87.3365, 110.0, -87.34, math.inf),
+    ("softplus", 64): (-708.396, 800.0, -708.4, math.inf),
+}
+
+
+@pytest.mark.parametrize(("name", "bits"), RANGES)
+def test_relative_error_is_small_as_far_as_there_are_ordinary_numbers(name, bits):
+    lowest, highest, zero, infinite = RANGES[name, bits]
+    x = np.linspace(-1.05 * abs(lowest), max(1.05 * highest, 110.0), 200_001).astype(TYPES[bits])
+    with np.errstate(over="ignore"):
+        want = EXACT[name](x.astype(np.longdouble))
+        got = compiled(name, bits)(x).astype(np.longdouble)
+    inside = (x >= lowest) & (x <= highest)
+    error = np.abs(got[inside] / want[inside] - 1) / np.finfo(TYPES[bits]).eps
+    assert error.max() <= 4
+    assert (got[x < zero] == 0).all()
+    assert (got[x > infinite] == np.inf).all()
+
+
+def test_tanh_has_a_small_relative_error_near_zero_and_far_from_it():
+    x = np.concatenate([np.logspace(-37, 38, 20_000), -np.logspace(-37, 38, 20_000)]).astype(np.float32)
+    error = np.abs(compiled("tanh", 32)(x) / np.tanh(x.astype(np.float64)) - 1)
+    assert error.max() <= 4 * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("payload", [0, 1, 0x155, 0x3FFFFF])
+def test_every_nan_stays_nan(name, payload):
+    x = np.array([0x7FC00000 | payload, 0xFFC00000 | payload], np.uint32).view(np.float32)
+    assert np.isnan(compiled(name, 32)(x)).all()
 
 
 @pytest.mark.parametrize("bits", [32, 64])

@@ -110,6 +110,14 @@ def test_ties_and_kinks_are_torchs(name):
     assert_gradients_are_torchs(graph, seeded(graph, values))
 
 
+@pytest.mark.parametrize("name", ["max", "min", "relu", "abs", "sign", "tanh", "sigmoid", "softplus"])
+def test_gradients_at_nan_and_infinity_are_torchs(name):
+    graph = of_operation(name, ARGUMENTS[name][0])
+    one, other = np.array([np.nan, 1.0, np.inf, -np.inf]), np.array([1.0, np.nan, 0.0, 0.0])
+    values = {e.label: value for e, value in zip(graph.inputs, (one, other), strict=False)}
+    assert_gradients_are_torchs(graph, seeded(graph, values))
+
+
 @pytest.mark.parametrize("large", [800.0, -800.0, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "softplus", "relu", "erf"])
 def test_large_values_are_torchs(name, large):

@@ -1,5 +1,6 @@
 """The cpu backend through the layer: what it refuses and why, derivatives of every kind, torch.compile."""
 
+import copy
 import gc
 import math
 import os
@@ -578,6 +579,29 @@ def test_gradients_at_odd_numbers_are_torchs(options, number):
         found.append([output, *torch.autograd.grad(output.sum(), [given, *each.parameters()])])
     for got, want in zip(*found, strict=True):
         torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "dtype"),
+    [
+        ("ran", -3e38, torch.float32),
+        ("ran", -1e300, torch.float64),
+        ("minlstm", 60.0, torch.float32),
+        ("minlstm", 90.0, torch.float32),
+        ("minlstm", 1000.0, torch.float64),
+        ("indrnn", math.nan, torch.float64),
+        ("slstm", math.nan, torch.float64),
+    ],
+)
+def test_products_and_ratios_of_tiny_gates_are_those_of_double_precision(name, number, dtype):
+    torch.manual_seed(0)
+    layer = cf.Layer(getattr(cf.cells, name), 4, 19, backend="cpu", dtype=dtype)
+    exact = copy.deepcopy(layer).double()
+    exact.backend = "eager"
+    x = torch.randn(6, 5, 4, dtype=dtype)
+    x[2, 1] = number
+    got, want = layer(x)[0], exact(x.double())[0]
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 CHANGES = {

@@ -144,12 +144,15 @@ def _zero_unless(condition: Expr, value: Expr | float) -> Expr:
     return _node("where", condition, value, 0.0)
 
 
-def _larger_side(name: str) -> Callable[..., Gradients]:
-    """Gradient of maximum and minimum: to the chosen side, half to each at a tie (as in torch)."""
+def _chosen_side(name: str) -> Callable[..., Gradients]:
+    """Gradient of maximum and minimum: to the chosen side, half to each at a tie, all at NaN (as in torch).
+
+    `name` is the comparison that holds where the other side is chosen.
+    """
 
     def vjp(g: Expr, y: Expr, a: Expr, b: Expr) -> Gradients:
-        half = _zero_unless(_node("eq", a, b), g * 0.5)
-        return _node("where", _node(name, a, b), g, half), _node("where", _node(name, b, a), g, half)
+        share = _node("where", _node("eq", a, b), g * 0.5, g)
+        return _node("where", _node(name, a, b), 0.0, share), _node("where", _node(name, b, a), 0.0, share)
 
     return vjp
 
@@ -208,8 +211,8 @@ _ROWS = (
         _together,
     ),
     # choice
-    Op("max", np.maximum, _larger_side("gt"), _together),
-    Op("min", np.minimum, _larger_side("lt"), _together),
+    Op("max", np.maximum, _chosen_side("lt"), _together),
+    Op("min", np.minimum, _chosen_side("gt"), _together),
     Op(
         "where",
         lambda c, a, b: np.where(c, a, b),

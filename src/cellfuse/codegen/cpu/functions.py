@@ -42,7 +42,7 @@ FORMATS = {
         # least largest error
         (0.0013882439816370606, 0.008366649970412254, 0.04166720435023308, 0.16666541993618011, 0.5),
         88.72283,
-        -86.6,
+        -87.33654,
         8,
     ),
     64: Format(
@@ -51,14 +51,14 @@ FORMATS = {
         (0.6931471803691238, 1.9082149292705877e-10),
         tuple(1 / math.factorial(k) for k in range(13, 1, -1)),
         709.782712893384,
-        -707.0,
+        -708.39641853226408,
         18,
     ),
 }
 
 
-def _power(code: Code, x: str) -> tuple[str, str]:
-    """(2**(n-1), expm1(r)) with x = n log(2) + r."""
+def _split(code: Code, x: str) -> tuple[str, str]:
+    """(n in the lowest bits of a whole number, expm1(r)) with x = n log(2) + r, |r| <= log(2) / 2."""
     form = FORMATS[code.module.bits]
     # Adding 1.5 * 2**fraction rounds to a whole number, which then stands in the lowest bits.
     shift = 1.5 * 2.0**form.fraction
@@ -71,8 +71,14 @@ def _power(code: Code, x: str) -> tuple[str, str]:
         p = code.fma(p, r, code.constant(power))
     expm1 = code.fma(code.binary("fmul", p, r), r, r)
     bits = code.let(f"bitcast {code.vector} {shifted} to {code.integers}")
-    bits = code.let(f"shl {code.integers} {bits}, {code.whole(form.fraction)}")
-    bits = code.let(f"add {code.integers} {bits}, {code.whole((form.bias - 1) << form.fraction)}")
+    return code.let(f"shl {code.integers} {bits}, {code.whole(form.fraction)}"), expm1
+
+
+def _power(code: Code, x: str) -> tuple[str, str]:
+    """(2**(n-1), expm1(r)) with x = n log(2) + r; 2**(n-1) is 0 or an ordinary number."""
+    form = FORMATS[code.module.bits]
+    exponent, expm1 = _split(code, x)
+    bits = code.let(f"add {code.integers} {exponent}, {code.whole((form.bias - 1) << form.fraction)}")
     return code.let(f"bitcast {code.integers} {bits} to {code.vector}"), expm1
 
 
@@ -89,10 +95,14 @@ def at_least(code: Code, x: str, low: float) -> str:
 def exp(code: Code, x: str) -> str:
     """e**x; results too small for the format's ordinary numbers are 0."""
     form = FORMATS[code.module.bits]
-    half, expm1 = _power(code, at_least(code, at_most(code, x, form.limit), form.lowest))
-    value = code.fma(half, expm1, half)
-    value = code.binary("fadd", value, value)
-    value = code.select(code.compare("ogt", x, code.constant(form.limit)), code.constant(math.inf), value)
+    exponent, expm1 = _split(code, at_least(code, at_most(code, x, form.limit), form.lowest))
+    near = code.binary("fadd", expm1, code.constant(1.0))
+    # n goes to the exponent's bits, which loses no ordinary number: 2**n itself may be none.
+    bits = code.let(f"bitcast {code.vector} {near} to {code.integers}")
+    bits = code.let(f"add {code.integers} {bits}, {exponent}")
+    value = code.let(f"bitcast {code.integers} {bits} to {code.vector}")
+    above = code.binary("fadd", x, code.constant(math.inf))  # NaN stays
+    value = code.select(code.compare("ole", x, code.constant(form.limit)), value, above)
     return code.select(code.compare("olt", x, code.constant(form.lowest)), code.constant(0.0), value)
 
 
