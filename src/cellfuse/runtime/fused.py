@@ -156,7 +156,8 @@ class Fused:
             steps = min(large.STEPS, rows)
             widths += [wide if outer.right is INPUT else self._right_width(outer) for outer in outers]
             working["*rights"] = steps * sum(widths)
-            working |= {"sums": strides["gradients"], "carry": strides["carry"] * batch}
+            working |= dict.fromkeys(("sums", "*lost"), strides["gradients"])
+            working["carry"] = strides["carry"] * batch
             working["*lefts"] = large.LEFTS * large.STEPS * threads
         working |= more
         name = "backward" if is_backward else "forward"

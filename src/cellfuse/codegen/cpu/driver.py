@@ -39,7 +39,7 @@ CALL = (
     *("dx", "dx_step", "turned_panels"),  # dx null: not wanted
     *("outers", "outer_count"),  # see OUTER
     *("rights", "lefts"),  # packed right operands; turned left ones, a block a thread
-    "sums",  # of the gradients over all rows
+    *("sums", "lost"),  # of the gradients over all rows; what rounding took from each so far
 )
 # Rows copied from one place to another; the steps between rows in bytes.
 COPY = ("to", "from", "bytes", "rows", "to_step", "from_step")
@@ -414,9 +414,10 @@ class _Driver:
                             f"ptr {panels}, i64 {slots['right_width']}, ptr {out}, i64 {slots['out_step']}, "
                             f"i1 {is_new})"
                         )
+            sums, lost = (code.at(self._slot(name, "ptr"), mine) for name in ("sums", "lost"))
             code.do(
                 f"call void @add_rows(ptr {code.at(lines, mine)}, i64 {step}, i64 {n}, "
-                f"i64 {code.sub(end, mine)}, ptr {code.at(self._slot('sums', 'ptr'), mine)}, i1 {is_new})"
+                f"i64 {code.sub(end, mine)}, ptr {sums}, ptr {lost}, i1 {is_new})"
             )
             self._meet()
 

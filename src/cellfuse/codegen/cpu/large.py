@@ -14,6 +14,7 @@ DEPTH = 256  # of a block of the sum, so that the right matrix's part stays near
 LEFTS = 240  # columns of a block of the turned left matrix
 STEPS = 512  # rows whose outer products are summed at a time
 RUN = 128  # of them in one go; longer runs of additions have larger errors
+TERMS = 16  # rows of gradients that are added one after the other, as in torch's sum
 
 _GEMM = (
     *("ptr %a", "i64 %lda", "ptr %panels", "i64 %parts", "i64 %units", "i64 %padded"),
@@ -152,28 +153,44 @@ def _emit_outer(module: Module, target: Target) -> None:
 
 
 def _emit_add_rows(module: Module) -> None:
-    """total[columns] (+)= sums over rows of a, whole vectors; 64 rows at a time, which keeps errors small."""
+    """total[columns] (+)= sums over rows of a, whole vectors; `lost` is what rounding took from the total.
+
+    A few rows are added one after the other, and their sum to the total so that nothing is lost: the error
+    does not grow with the number of such additions. No flag may allow these to be put in another order.
+    """
     code, lanes = Code(module), module.lanes
     together = 4 * lanes
     whole = code.sub("%columns", code.let(f"urem i64 %columns, {together}"))
     for begin, end, count in ((0, whole, 4), (whole, "%columns", 1)):
         with code.loop(begin, end, count * lanes) as column:
-            place = code.at("%total", column.index)
+            places = [code.at(pointer, column.index) for pointer in ("%total", "%lost")]
             zeros = [(code.vector, code.constant(0.0))] * count
-            old = [code.load(place, v * lanes) for v in range(count)]
+            old = [code.load(place, v * lanes) for place in places for v in range(count)]
             start = [code.select_all("%is_first", code.constant(0.0), value) for value in old]
-            with code.loop(0, "%rows", 64, [(code.vector, value) for value in start]) as block:
-                stop = code.smaller(code.add(block.index, 64), "%rows")
+            with code.loop(0, "%rows", TERMS, [(code.vector, value) for value in start]) as block:
+                stop = code.smaller(code.add(block.index, TERMS), "%rows")
                 with code.loop(block.index, stop, 1, zeros) as row:
                     line = code.at("%a", code.add(code.mul(row.index, "%lda"), column.index))
                     row.next = [
                         code.binary("fadd", value, code.load(line, v * lanes))
                         for v, value in enumerate(row.values)
                     ]
-                block.next = [
-                    code.binary("fadd", total, value)
-                    for total, value in zip(block.values, row.results, strict=True)
+                totals, lost = block.values[:count], block.values[count:]
+                added = [
+                    _add_exactly(code, total, code.binary("fadd", value, rest))
+                    for total, value, rest in zip(totals, row.results, lost, strict=True)
                 ]
-            for v, value in enumerate(block.results):
-                code.store(value, place, v * lanes)
-    code.define("add_rows", ("ptr %a", "i64 %lda", "i64 %rows", "i64 %columns", "ptr %total", "i1 %is_first"))
+                block.next = [total for total, _ in added] + [rest for _, rest in added]
+            for k, value in enumerate(block.results):
+                code.store(value, places[k // count], k % count * lanes)
+    arguments = ("ptr %a", "i64 %lda", "i64 %rows", "i64 %columns", "ptr %total", "ptr %lost")
+    code.define("add_rows", (*arguments, "i1 %is_first"))
+
+
+def _add_exactly(code: Code, a: str, b: str) -> tuple[str, str]:
+    """(a + b, what its rounding took), whichever is larger; 0 was taken where the sum is not finite."""
+    total = code.binary("fadd", a, b)
+    of_b = code.binary("fsub", total, a)
+    from_a = code.binary("fsub", a, code.binary("fsub", total, of_b))
+    lost = code.binary("fadd", from_a, code.binary("fsub", b, of_b))
+    return total, code.select(code.compare("ord", lost, lost), lost, code.constant(0.0))
