@@ -1,7 +1,7 @@
 """Compiled kernels on disk, so that a program's second start does not compile. Knows no backend.
 
 The folder is $CELLFUSE_CACHE, or cellfuse in the user's cache folder; CELLFUSE_CACHE= (empty) turns it off.
-Files are machine code: a folder that others own or can write to, or could put another in the place of, is not
+Files are machine code: a folder that others own or can write to, or could put another in its place, is not
 used, with a warning, nor is such a file; one that is not what was written is replaced, with a warning. At most
 256 MB stay.
 """
@@ -58,7 +58,7 @@ def _warn(text: str) -> None:
     try:
         warnings.warn(text, RuntimeWarning, stacklevel=3)
     except RuntimeWarning:
-        print(f"cellfuse: {text}", file=sys.stderr)
+        print(f"cellfuse: {text}", file=sys.stderr)  # noqa: T201
 
 
 def _fault(path: Path) -> str | None:
