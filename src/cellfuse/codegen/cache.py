@@ -2,8 +2,8 @@
 
 The folder is $CELLFUSE_CACHE, or cellfuse in the user's cache folder; CELLFUSE_CACHE= (empty) turns it off.
 Files are machine code: a folder that others own or can write to, or could put another in its place, is not
-used, with a warning, nor is such a file; one that is not what was written is replaced, with a warning. At most
-256 MB stay.
+used, with a warning, nor is such a file; one that is not what was written is replaced, with a warning.
+At most 256 MB stay.
 """
 
 from __future__ import annotations
