@@ -25,6 +25,7 @@ from codegen.kernel_runner import KernelRun, layout_of
 def place(tmp_path, monkeypatch):
     folder = tmp_path / "kernels"
     monkeypatch.setenv("CELLFUSE_CACHE", str(folder))
+    monkeypatch.setattr(cache, "_warned", set())
     return folder
 
 
@@ -126,10 +127,56 @@ def test_a_folder_that_others_can_write_to_is_not_used(place):
     place.mkdir()
     os.chmod(place, 0o777)
     compile, calls = counted()
-    cache.load(("text",), compile)
-    cache.load(("text",), compile)
+    with pytest.warns(RuntimeWarning, match=f"{place}.*others can write.*chmod 700.*CELLFUSE_CACHE") as said:
+        _ = [cache.load(("text",), compile) for _ in range(2)]
+    assert len(said) == 1
     assert len(calls) == 2
     assert not list(place.iterdir())
+
+
+def test_a_folder_below_one_that_others_can_write_to_is_not_used(place):
+    place.mkdir(mode=0o700)
+    os.chmod(place.parent, 0o777)
+    with pytest.warns(RuntimeWarning, match=f"others can write to {place.parent}:"):
+        assert cache.folder() is None
+    os.chmod(place.parent, 0o1777)
+    assert cache.folder() == place
+
+
+def test_a_warning_that_is_an_error_loses_nothing(place, capsys):
+    cache.load(("text",), lambda: b"code")
+    (file,) = place.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(b"x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cache.load(("text",), lambda: b"code") == b"code"
+        assert file.read_bytes() == whole
+        os.chmod(place, 0o777)
+        assert cache.load(("text",), lambda: b"code") == b"code"
+    said = capsys.readouterr().err
+    assert "damaged" in said
+    assert "others can write" in said
+
+
+def test_the_users_home_may_be_written_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CELLFUSE_CACHE", "~/x")
+    assert cache.folder() == tmp_path / "x"
+
+
+def test_files_longest_out_of_use_are_removed(place, monkeypatch):
+    monkeypatch.setattr(cache, "_MOST", 3500)
+    files = []
+    for k in range(3):
+        cache.load((str(k),), lambda: bytes(1000))
+        files += set(place.iterdir()) - set(files)
+        os.utime(files[k], (1000 + k, 1000 + k))
+    cache.load(("0",), lambda: b"")  # in use again
+    cache.load(("3",), lambda: bytes(1000))
+    left = set(place.iterdir())
+    assert len(left) == 3
+    assert files[1] not in left
 
 
 def test_it_can_be_turned_off(monkeypatch):
@@ -170,7 +217,8 @@ def test_what_belongs_to_somebody_else_is_not_used(place):
     assert cache.load(("text",), compile) == b"machine code"
     assert len(calls) == 2
     os.chown(place, 12345, 12345)
-    assert cache.folder() is None
+    with pytest.warns(RuntimeWarning, match="belongs to somebody else"):
+        assert cache.folder() is None
     file.unlink()
     cache.load(("text",), compile)
     assert not list(place.iterdir())
@@ -208,9 +256,10 @@ def test_a_link_to_a_folder_is_judged_by_the_folder(place, tmp_path):
     target = tmp_path / "target"
     target.mkdir(mode=0o700)
     place.symlink_to(target)
-    assert cache.folder() == place
+    assert cache.folder() == target
     os.chown(target, 12345, 12345)
-    assert cache.folder() is None
+    with pytest.warns(RuntimeWarning, match=f"{target} belongs to somebody else"):
+        assert cache.folder() is None
 
 
 @needs_root

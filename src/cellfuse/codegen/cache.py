@@ -1,8 +1,9 @@
 """Compiled kernels on disk, so that a program's second start does not compile. Knows no backend.
 
 The folder is $CELLFUSE_CACHE, or cellfuse in the user's cache folder; CELLFUSE_CACHE= (empty) turns it off.
-Files are machine code: a folder or file that others own or can write to is not used, and a file that is not
-what was written is replaced, with a warning.
+Files are machine code: a folder that others own or can write to, or could put another in its place, is not
+used, with a warning, nor is such a file; one that is not what was written is replaced, with a warning.
+At most 256 MB stay.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import sys
 import tempfile
 import time
 import warnings
@@ -20,7 +22,10 @@ from pathlib import Path
 _FORM = b"seal of key and code"  # of a file: one of another form is another file
 _UNDER_WAY = ".part"
 _LONG = 600  # seconds that nobody takes to write a file
+_DAY = 86400  # a file in use is marked so at most this often
+_MOST = 256 * 2**20  # bytes of all files
 _LENGTH = hashlib.sha256().digest_size
+_warned: set[str] = set()
 
 
 def folder() -> Path | None:
@@ -30,11 +35,44 @@ def folder() -> Path | None:
         return None
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        path = Path(given) if given else Path(base) / "cellfuse"
+        path = Path(given).expanduser() if given else Path(base) / "cellfuse"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return path if _is_mine(path.stat()) else None
+        path = path.resolve()  # what is checked is what is used, wherever a link leads later
+        why = _fault(path)
     except (OSError, RuntimeError):  # no folder can be made, or nobody knows where home is
         return None
+    if why is None:
+        return path
+    text = (
+        f"kernels are not kept in {path}, because {why}: make it yours alone (chmod 700), "
+        "or set CELLFUSE_CACHE to a folder that is, or to nothing"
+    )
+    if text not in _warned:
+        _warned.add(text)
+        _warn(text)
+    return None
+
+
+def _warn(text: str) -> None:
+    """A warning that is never an error, because what was compiled is right."""
+    try:
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+    except RuntimeWarning:
+        print(f"cellfuse: {text}", file=sys.stderr)  # noqa: T201
+
+
+def _fault(path: Path) -> str | None:
+    """Why a folder, with no links in its path, is not to be trusted; None if it is."""
+    if not hasattr(os, "getuid"):
+        return None
+    for place in (path, *path.parents):
+        status = place.stat()
+        if status.st_uid != os.getuid() and (place == path or status.st_uid != 0):
+            return f"{place} belongs to somebody else"
+        is_sticky = place != path and status.st_mode & stat.S_ISVTX
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_sticky:
+            return f"others can write to {place}"
+    return None
 
 
 def _is_mine(status: os.stat_result) -> bool:
@@ -68,10 +106,14 @@ def load(parts: tuple[str, ...], compile: Callable[[], bytes]) -> bytes:
     found = _read(file)
     if found:
         if _seal(key.digest(), found[_LENGTH:]) == found[:_LENGTH]:
+            with suppress(OSError):
+                if time.time() - file.stat().st_mtime > _DAY:
+                    os.utime(file)
             return found[_LENGTH:]
-        warnings.warn(f"{file} was damaged and is compiled again", RuntimeWarning, stacklevel=2)
     code = compile()
     _write(file, _seal(key.digest(), code) + code)
+    if found:
+        _warn(f"{file} was damaged and is compiled again")
     return code
 
 
@@ -91,6 +133,7 @@ def _write(file: Path, content: bytes) -> None:
             os.replace(name, file)
         except OSError:
             os.unlink(name)
+        _prune(file)
     except OSError:
         return
 
@@ -101,3 +144,19 @@ def _sweep(where: Path) -> None:
         with suppress(OSError):
             if time.time() - file.stat().st_mtime > _LONG:
                 file.unlink()
+
+
+def _prune(new: Path) -> None:
+    """Remove the files longest out of use, but not the new one, until no more than _MOST bytes are left."""
+    found = []
+    for file in new.parent.glob("*.o"):
+        with suppress(OSError):  # another process was faster
+            status = file.lstat()
+            found.append((file == new, status.st_mtime, status.st_size, file))
+    size = sum(entry[2] for entry in found)
+    for is_new, _, length, file in sorted(found):
+        if size <= _MOST or is_new:
+            return
+        with suppress(OSError):
+            file.unlink()
+        size -= length
