@@ -69,10 +69,18 @@ def _fault(path: Path) -> str | None:
         status = place.stat()
         if status.st_uid != os.getuid() and (place == path or status.st_uid != 0):
             return f"{place} belongs to somebody else"
+        others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if place != path and _is_private(status):
+            others &= ~stat.S_IWGRP
         is_sticky = place != path and status.st_mode & stat.S_ISVTX
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_sticky:
+        if others and not is_sticky:
             return f"others can write to {place}"
     return None
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Whether a folder's group is the user's alone, by the convention that it has the user's number."""
+    return status.st_uid == status.st_gid == os.getuid()
 
 
 def _is_mine(status: os.stat_result) -> bool:
