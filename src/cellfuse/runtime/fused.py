@@ -158,7 +158,8 @@ class Fused:
             working["*rights"] = steps * sum(widths)
             working |= dict.fromkeys(("sums", "*lost"), strides["gradients"])
             working["carry"] = strides["carry"] * batch
-            working["*lefts"] = large.LEFTS * large.STEPS * threads
+            last = min(large.LEFTS, strides["gradients"])
+            working["*lefts"] = large.STEPS * (large.LEFTS * (threads - 1) + last)
         working |= more
         name = "backward" if is_backward else "forward"
         session = Session(

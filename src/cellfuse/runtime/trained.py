@@ -52,6 +52,7 @@ class Trained:
         shapes: Mapping[str, torch.Size],
     ) -> None:
         self.directions, self.initial = directions, list(initial)
+        self._zeros = [torch.zeros_like(state) for state in initial]
         self._ways = [_Way(fused, each, input_size, len(times), shapes) for each in times]
         way, count = self._ways[0], len(shapes)
         self._like = way.like
@@ -121,17 +122,18 @@ class Trained:
             for value, is_needed in zip(self.initial, needs_states, strict=True)
         ]
         found: list[Tensor | None] = [torch.empty_like(w) if needs_weights else None for w in weights]
-        given, wanted, of_weights = _pointers(dense[1:]), _pointers(states), _pointers(found)
+        given = [zero if value is None else value for value, zero in zip(dense[1:], self._zeros, strict=True)]
+        wanted, of_weights, of_finals = _pointers(states), _pointers(found), _pointers(given)
         source, start, pointers = x.data_ptr(), output_gradient.data_ptr(), _pointers(weights)
         check_pointers(pointers)
-        what = needs_x, tuple(map(bool, given)), tuple(needs_states), needs_weights
+        what = needs_x, tuple(needs_states), needs_weights
         sessions, dxs = [], []
         for k, (way, part) in enumerate(zip(self._ways, self.slices, strict=True)):
             dx = torch.empty_like(x) if needs_x else None
             dxs.append(dx)
             tensors = [source, all_kept[k].data_ptr(), start + k * self._output_bytes]
             tensors.append(0 if dx is None else dx.data_ptr())
-            tensors += self._of(k, given) + self._of(k, wanted) + pointers[part] + of_weights[part]
+            tensors += self._of(k, of_finals) + self._of(k, wanted) + pointers[part] + of_weights[part]
             sessions.append(way.backward(tensors, what))
         run_sessions(sessions)
         for session in sessions:
@@ -152,9 +154,8 @@ def _dense(value: Tensor) -> Tensor:
     return in_memory(value).contiguous()
 
 
-# Of a backward call: whether the input's gradient is needed; which states' gradients are given, and which are
-# needed; whether the weights' are.
-What = tuple[bool, tuple[bool, ...], tuple[bool, ...], bool]
+# Of a backward call: whether the gradients of the input, of each state and of the weights are needed.
+What = tuple[bool, tuple[bool, ...], bool]
 
 
 class _Way:
@@ -285,7 +286,7 @@ class _Way:
         return session
 
     def _new_backward(self, what: What) -> Session:
-        needs_x, are_given, are_needed, needs_weights = what
+        needs_x, are_needed, needs_weights = what
         fused, size, batch, count = self.fused, self.fused.size, self.times.batch, len(self._lines)
         names = list(self.shapes)
         total = 4 + 2 * count + 2 * len(names)
@@ -294,7 +295,7 @@ class _Way:
         weights = dict(zip(names, others, strict=False))
         outs, wide_input = products_of(fused, names, self.input_size), whole_vectors(fused, self.input_size)
         line, wide = self._output_line, self._output_wide
-        more = {"zeros": max(wide for _, wide, _ in self._lines) // size}
+        more: dict[str, int] = {}
         if self.directions > 1 or line != wide:
             more["output_gradient"] = self.rows * wide // size
         if needs_x and wide_input != self.input_size:
@@ -304,19 +305,17 @@ class _Way:
         session.key, after = ("backward", *self._key, what), []
         # Their padding is read by no product, but may hold numbers that are slow.
         more["carry"] = fused.layout.strides["carry"] * batch
-        for name in {"zeros", "output_gradient", "carry"} & set(more):
+        for name in {"output_gradient", "carry"} & set(more):
             session.memory_of(name, more[name]).zero_()
         if "output_gradient" in more:
             to = session.address_of("output_gradient")
             before.append(copied_rows(to, output_gradient, line, self.rows, wide, self.directions * line))
         else:
             session.table[session.slots["output_gradient"]] = output_gradient
-        zeros, carry = session.address_of("zeros"), session.address_of("carry")
-        carry_step = fused.layout.strides["carry"] * size
+        carry, carry_step = session.address_of("carry"), fused.layout.strides["carry"] * size
         session.table[session.slots["carry"]] = carry
         for k, (line, wide, _) in enumerate(self._lines):
-            source, step = (of_finals[k], line) if are_given[k] else (zeros, 0)
-            before.append(copied_rows(carry, source, line, batch, carry_step, step))
+            before.append(copied_rows(carry, of_finals[k], line, batch, carry_step, line))
             if are_needed[k]:
                 after.append(copied_rows(of_initial[k], carry, line, batch, line, carry_step))
             carry += wide
