@@ -114,6 +114,14 @@ def test_pieces_of_a_loop_give_the_same_bits(monkeypatch, way):
         assert all(map(torch.equal, got, want))
 
 
+@pytest.fixture(autouse=True)
+def listening():
+    """Ctrl-C is heard, also where the tests run in the background, for which shells turn it off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def compile_slowly(monkeypatch):
     """Every kernel takes half a second more, without Python."""
     object_code = compile.object_code
