@@ -50,7 +50,7 @@ def check(
     for letter, value, shape in zip(cell.states, states, direction.kernel(x).shapes, strict=True):
         named.append((f"state {letter}", value, [batch, width[shape[0]]]))
     for name, value in zip(direction.names, weights, strict=True):
-        named.append((name, value, wanted.get(name, list(value.shape))))
+        named.append((name, value, wanted[name]))
     for text, value, expected in named:
         _check_one(text, value, expected, x, x.dtype)
 
