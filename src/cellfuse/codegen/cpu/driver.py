@@ -10,7 +10,7 @@ from cellfuse.codegen.cpu import large, products
 from cellfuse.codegen.cpu.layout import NUMBERS
 from cellfuse.codegen.cpu.target import Target
 from cellfuse.codegen.cpu.text import Code, Int, Module
-from cellfuse.codegen.cpu.threads import emit_enter, emit_enter_both, emit_meet
+from cellfuse.codegen.cpu.threads import emit_enter, emit_enter_both, emit_meet, emit_own
 
 # The table of a call: whole numbers and pointers.
 CALL = (
@@ -97,7 +97,7 @@ class _Driver:
         return self.code.let(f"icmp ne i64 {self._slot(name)}, 0")
 
     def _meet(self) -> None:
-        self.code.do(f"call void @meet(ptr {self.arrived}, ptr {self.rounds}, i64 %count)")
+        self.code.do(f"call void @meet(ptr {self.arrived}, ptr {self.own}, i64 %count)")
 
     def _share(self, total: Int, unit: int = 1) -> tuple[str, str]:
         """This thread's part of some units of work."""
@@ -121,8 +121,7 @@ class _Driver:
     def emit(self) -> None:
         """The function."""
         code = self.code
-        self.rounds = code.let("alloca i64, align 8")
-        code.do(f"store i64 0, ptr {self.rounds}, align 8")
+        self.own = emit_own(code)
         self.arrived, self.starts = self._slot("arrived", "ptr"), self._slot("starts", "ptr")
         self.is_project, self.is_reverse = self._is("project"), self._is("is_reverse")
         self._own_table()
@@ -162,9 +161,8 @@ class _Driver:
         self._set(_NUMBER["last_row"], code.let(f"select i1 {shares}, i64 {last}, i64 {alone}"))
         self._set(_NUMBER["thread"], code.let(f"select i1 {is_inside}, i64 %thread, i64 0"))
         self._set(_NUMBER["threads"], code.let(f"select i1 {is_inside}, i64 {sharers}, i64 1"))
-        arrived, rounds = self._slot("arrived_inside", "ptr"), code.let("alloca i64, align 8")
-        code.do(f"store i64 0, ptr {rounds}, align 8")
-        for name, pointer in (("meet", "@meet"), ("arrived", arrived), ("rounds", rounds)):
+        arrived, own = self._slot("arrived_inside", "ptr"), emit_own(code)
+        for name, pointer in (("meet", "@meet"), ("arrived", arrived), ("own", own)):
             self._set(_NUMBER[name], pointer, "ptr")
 
     def _begin(self) -> None:

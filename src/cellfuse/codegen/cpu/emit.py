@@ -125,7 +125,7 @@ class LoopText:
         thread, threads = (code.slot("%slots", slots[n], "i64") for n in ("thread", "threads"))
         self.is_shared = code.let(f"icmp sgt i64 {threads}, 1")  # 0: who calls the loop without the driver
         self.threads = code.let(f"select i1 {self.is_shared}, i64 {threads}, i64 1")
-        self.meeting = [code.slot("%slots", slots[n], "ptr") for n in ("meet", "arrived", "rounds")]
+        self.meeting = [code.slot("%slots", slots[n], "ptr") for n in ("meet", "arrived", "own")]
         parts = {self._parts(each) for stage in self.loop.stages for each in stage.maps}
         self.shares = {
             count: [
@@ -202,8 +202,8 @@ class LoopText:
             self._map(each)
         if self.threads:
             with code.where(self.is_shared):
-                meet, arrived, rounds = self.meeting
-                code.do(f"call void {meet}(ptr {arrived}, ptr {rounds}, i64 {self.threads})")
+                meet, arrived, own = self.meeting
+                code.do(f"call void {meet}(ptr {arrived}, ptr {own}, i64 {self.threads})")
 
     def _blocks(self, each: Map) -> tuple[int, int]:
         """How many blocks of columns the work on an axis has, and the vectors of one."""

@@ -27,7 +27,7 @@ NUMBERS = (
     # Threads that share the units instead, of which this is one; they meet after each stage.
     "thread",
     "threads",  # 0 or 1: this one has all units
-    *("meet", "arrived", "rounds"),  # the driver's function and its arguments
+    *("meet", "arrived", "own"),  # the driver's function and its arguments
 )
 
 OF_USER = ("matrix", "diagonal", "bias", "parameter")  # roles of the leaves that are parts of weights

@@ -7,50 +7,100 @@ import sys
 from cellfuse.codegen.cpu.target import Target
 from cellfuse.codegen.cpu.text import Code, Module
 
-# Threads meet: each adds one, and waits until all of this round have. Another process may have a thread's
-# core, so that after some looks, a few microseconds, a thread offers its own.
-_MEET = """define internal void @meet(ptr %arrived, ptr %rounds, i64 %count) nounwind {
+# Threads meet: each adds one to `arrived`, and waits until all of this round have; who comes last wakes those
+# that sleep, counted behind `arrived`. Another process may have the core of a thread that is to come. After
+# some looks a thread therefore sleeps: it has its core back soon when it wakes, where one that stays awake
+# or offers its core (sched_yield) comes last of all, milliseconds later. It looks longer where that was
+# enough before, less where it was in vain, as when all threads share one core.
+_MEET = """define internal void @meet(ptr %arrived, ptr %own, i64 %count) nounwind {
 entry:
   %is_alone = icmp sle i64 %count, 1
   br i1 %is_alone, label %done, label %come
 come:
-  %old = load i64, ptr %rounds, align 8
+  %sleepers = getelementptr i64, ptr %arrived, i64 1
+  %limits = getelementptr i64, ptr %own, i64 1
+  %limit = load i64, ptr %limits, align 8
+  %old = load i64, ptr %own, align 8
   %round = add i64 %old, 1
-  store i64 %round, ptr %rounds, align 8
+  store i64 %round, ptr %own, align 8
   %wanted = mul i64 %round, %count
-  %before = atomicrmw add ptr %arrived, i64 1 acq_rel, align 8
-  br label %look
+  %before = atomicrmw add ptr %arrived, i64 1 seq_cst, align 8
+  %here = add i64 %before, 1
+  %is_last = icmp sge i64 %here, %wanted
+  br i1 %is_last, label %last, label %look
+last:
+  %asleep = load atomic i64, ptr %sleepers seq_cst, align 8
+  %has_sleepers = icmp sgt i64 %asleep, 0
+  br i1 %has_sleepers, label %wake, label %done
+wake:
+  WAKE
+  br label %done
 look:
-  %looks = phi i64 [0, %come], [%more, %again], [%more, %offer]
-  %more = add i64 %looks, 1
-  %now = load atomic i64, ptr %arrived acquire, align 8
+  %looks = phi i64 [%limit, %come], [%left, %pause], [0, %sleep]
+  %now = load atomic i64, ptr %arrived seq_cst, align 8
   %is_met = icmp sge i64 %now, %wanted
-  br i1 %is_met, label %done, label %wait
+  br i1 %is_met, label %met, label %wait
 wait:
+  %left = sub i64 %looks, 1
+  %is_long = icmp sle i64 %looks, 0
+  br i1 %is_long, label %sleep, label %pause
+pause:
   PAUSE
-  %low = and i64 %more, 63
-  %is_long = icmp eq i64 %low, 0
-  br i1 %is_long, label %offer, label %again
-offer:
-  %unused = YIELD
   br label %look
-again:
+sleep:
+  SLEEP
   br label %look
+met:
+  %in_vain = icmp sle i64 %looks, 0
+  %twice = mul i64 %limit, 2
+  %quarter = udiv i64 %limit, 4
+  %more = call i64 @llvm.umin.i64(i64 %twice, i64 MOST)
+  %less = call i64 @llvm.umax.i64(i64 %quarter, i64 LEAST)
+  %next = select i1 %in_vain, i64 %less, i64 %more
+  store i64 %next, ptr %limits, align 8
+  br label %done
 done:
   ret void
 }
+declare i64 @llvm.umin.i64(i64, i64)
+declare i64 @llvm.umax.i64(i64, i64)
 """
+_LOOKS = {"MOST": 4000, "LEAST": 50}  # a look takes about 20 ns
+_FIRST_LOOKS = 1000
+# Linux: a thread sleeps unless `arrived` has changed since it looked.
+_FUTEX = {
+    "SLEEP": """%more_sleep = atomicrmw add ptr %sleepers, i64 1 seq_cst, align 8
+  %slept = call i64 (i64, ...) @syscall(i64 FUTEX, ptr %arrived, i32 128, i64 %now, ptr null)
+  %fewer_sleep = atomicrmw sub ptr %sleepers, i64 1 seq_cst, align 8""",
+    "WAKE": "%woken = call i64 (i64, ...) @syscall(i64 FUTEX, ptr %arrived, i32 129, i64 2147483647)",
+}
 
 
 def emit_meet(target: Target) -> str:
-    """The text of meet(arrived, rounds, count), with its declarations."""
-    yields = "declare i32 @sched_yield()" if sys.platform != "win32" else ""
-    pause = "call void @llvm.x86.sse2.pause()" if target.name != "neon" else ""
-    declare = "declare void @llvm.x86.sse2.pause()" if pause else ""
-    wait = _MEET.replace("PAUSE", pause).replace(
-        "YIELD", "call i32 @sched_yield()" if yields else "add i32 0, 0"
-    )
-    return "\n".join((yields, declare, wait))
+    """The text of meet(arrived, own, count), with its declarations; `own`: see `emit_own`."""
+    text, declared = _MEET, []
+    names = dict(_LOOKS, SLEEP="", WAKE="", PAUSE="")
+    if target.name != "neon":
+        names["PAUSE"] = "call void @llvm.x86.sse2.pause()"
+        declared.append("declare void @llvm.x86.sse2.pause()")
+    if sys.platform == "linux":
+        names.update(_FUTEX)
+        declared.append("declare i64 @syscall(i64, ...)")
+    elif sys.platform != "win32":
+        names["SLEEP"] = "%unused = call i32 @sched_yield()"
+        declared.append("declare i32 @sched_yield()")
+    names["FUTEX"] = 98 if target.name == "neon" else 202  # number of the system call
+    for name, value in names.items():
+        text = text.replace(name, str(value))
+    return "\n".join((*declared, text))
+
+
+def emit_own(code: Code) -> str:
+    """What a thread keeps of its meetings in a call: rounds so far, and looks before it sleeps."""
+    own = code.let("alloca [2 x i64], align 8")
+    code.do(f"store i64 0, ptr {own}, align 8")
+    code.do(f"store i64 {_FIRST_LOOKS}, ptr {code.let(f'getelementptr i64, ptr {own}, i64 1')}, align 8")
+    return own
 
 
 def emit_enter(module: Module, name: str) -> None:
