@@ -64,8 +64,10 @@ def session():
     return SESSIONS.kept()[0]
 
 
-def one():
-    return torch.zeros(7).fill_(1.0)
+def near(shift):
+    """Write so many bytes behind the start of a tensor of 28."""
+    value = torch.zeros(7)
+    write(value.data_ptr() + shift)
 
 
 def behind_a_table(memory):
@@ -81,11 +83,11 @@ def no_guards(memory):
 
 # What is done, where the guards are, and how the process ends.
 FAULTS = {
-    "nothing": (lambda memory: session() and write((x := one()).data_ptr() + 27), True, 0),
-    "behind a tensor": (lambda memory: write((x := one()).data_ptr() + 28), True, -signal.SIGSEGV),
-    "before a tensor": (lambda memory: write((x := one()).data_ptr() - 1), False, -signal.SIGSEGV),
-    "a mark": (lambda memory: write((x := one()).data_ptr() + 28), False, 1),
-    "where a tensor was": (lambda memory: write(one().data_ptr()), True, -signal.SIGSEGV),
+    "nothing": (lambda memory: session() and near(27), True, 0),
+    "behind a tensor": (lambda memory: near(28), True, -signal.SIGSEGV),
+    "before a tensor": (lambda memory: near(-1), False, -signal.SIGSEGV),
+    "a mark": (lambda memory: near(28), False, 1),
+    "where a tensor was": (lambda memory: write(torch.zeros(7).data_ptr()), True, -signal.SIGSEGV),
     "behind a part": (lambda memory: write(session().address_of("*bias") + 4 * 64), True, -signal.SIGSEGV),
     "before a part": (lambda memory: write(session().address_of("*bias") - 1), False, -signal.SIGSEGV),
     "behind a table": (behind_a_table, True, -signal.SIGSEGV),
