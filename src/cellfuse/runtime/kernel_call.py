@@ -57,6 +57,16 @@ def check_pointers(pointers: Sequence[int]) -> None:
         raise InputError("a weight has no memory: its storage was freed or resized to nothing")
 
 
+def laid_out(parts: Mapping[str, int], size: int) -> tuple[dict[str, int], int]:
+    """Where parts of so many numbers, of `size` bytes each, begin in one memory, in cache lines of their own;
+    and where the last ends. In numbers."""
+    line, places, total = 64 // size, {}, 0
+    for name, numbers in parts.items():
+        places[name] = total
+        total += -(-numbers // line) * line
+    return places, total
+
+
 class Session:
     """Tables and working memory for calls of one kernel with the same sizes; one call at a time.
 
@@ -97,20 +107,16 @@ class Session:
         self._places = self._tensors = (ctypes.c_int64 * 0)()
         self._starts: Tensor | None = None
         self._tables = (ctypes.c_int64 * (len(layout.slots) * threads))()
-        places, total = {}, 0
-        for key, numbers in working.items():
-            places[key] = total
-            total += numbers * size + 63 & -64
-        self.memory = torch.empty(total // size + 16, dtype=fused.dtype, device="cpu")
-        self.bytes = total
+        self.places, total = laid_out(working, size)
+        self.memory = torch.empty(total + 16, dtype=fused.dtype, device="cpu")
+        self.bytes = total * size
         base = self.memory.data_ptr() + 63 & -64
         self.first = (base - self.memory.data_ptr()) // size
-        self.places = {key: place // size for key, place in places.items()}
-        for key, place in places.items():
+        for key, place in self.places.items():
             if key.startswith("*"):
-                self.call[AT[key[1:]]] = base + place
+                self.call[AT[key[1:]]] = base + place * size
             elif key in self.slots:
-                self.table[self.slots[key]] = base + place
+                self.table[self.slots[key]] = base + place * size
         self.set(
             arrived=ctypes.addressof(self._arrived),
             arrived_inside=ctypes.addressof(self._arrived) + 8 * _INSIDE,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cellfuse.codegen.cpu.layout import OF_USER
 from cellfuse.runtime.fused import Fused
-from cellfuse.runtime.kernel_call import check_pointers
+from cellfuse.runtime.kernel_call import check_pointers, laid_out
 from cellfuse.runtime.private import (
     is_any_autocast_enabled,
     is_dispatch_mode_active,
@@ -83,10 +83,7 @@ class Step:
             sizes |= {f"padded {which}.{k}": width * batch for which in ("before", "after")}
         sizes["between"] = self.output_width * batch * 2
         sizes["no bias"] = layout.sizes.hidden * max(1, len(program.inputs))
-        places, total = {}, 0
-        for name, number in sizes.items():
-            places[name] = total
-            total += (number * size + 63 & -64) // size
+        places, total = laid_out(sizes, size)
         self.memory = torch.zeros(total + 16, dtype=self.dtype, device="cpu")
         base = self.memory.data_ptr() + 63 & -64
         at = {name: base + place * size for name, place in places.items()}

@@ -24,6 +24,7 @@ from cellfuse.runtime.kernel_call import (
     check_pointers,
     copied,
     copied_rows,
+    laid_out,
     named,
     run_sessions,
 )
@@ -190,16 +191,11 @@ class _Way:
         ]
         moves = times.steps, batch, times.is_reverse
         self._key = (fused, *moves, input_size, directions, torch.get_num_threads())
-        self._places: dict[str, int] = {}  # of the parts of what is kept, in bytes
-        total = 0
-        for k, width in enumerate(fused.widths):
-            self._places[f"slab.{k}"] = total * size
-            total += (times.steps + 1) * batch * width + 15 & -16
-        for name in ("products", "kept", "kept_numbers", "output"):
-            if strides.get(name):
-                self._places[name] = total * size
-                total += self.rows * strides[name] + 15 & -16
-        self.total = total
+        parts = {f"slab.{k}": (times.steps + 1) * batch * width for k, width in enumerate(fused.widths)}
+        names = ("products", "kept", "kept_numbers", "output")
+        parts |= {name: self.rows * strides[name] for name in names if strides.get(name)}
+        places, self.total = laid_out(parts, size)
+        self._places = {name: place * size for name, place in places.items()}  # of what is kept, in bytes
         place = fused.program.output
         shape = columns.shape(place)
         self.output_units = columns.units(shape)
