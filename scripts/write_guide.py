@@ -129,7 +129,7 @@ SECTIONS = (
     (("Layers", "层"), ("RNN", "GRU", "LSTM", "Layer")),
     (("One time step", "一个时间步"), ("RNNCell", "GRUCell", "LSTMCell", "OneStep")),
     (("Cells", "单元"), ("cell", "Cell", "per_unit", "per_gate", "scalar", "cells")),
-    (("Models and explanations", "模型与讲解"), ("convert", "explain")),
+    (("Models and explanations", "模型与讲解"), ("convert", "explain", "why_not")),
     (("Errors", "错误"), ("errors",)),
 )
 # Classes whose methods a reader calls, and what `explain` returns.

@@ -3,7 +3,7 @@
 from cellfuse import cells, errors
 from cellfuse.cell import Cell, cell, per_gate, per_unit, scalar
 from cellfuse.explain import explain
-from cellfuse.nn import GRU, LSTM, RNN, GRUCell, Layer, LSTMCell, OneStep, RNNCell, convert
+from cellfuse.nn import GRU, LSTM, RNN, GRUCell, Layer, LSTMCell, OneStep, RNNCell, convert, why_not
 
 __version__ = "0.1.0"
 
@@ -25,4 +25,5 @@ __all__ = [
     "per_gate",
     "per_unit",
     "scalar",
+    "why_not",
 ]

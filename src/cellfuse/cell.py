@@ -12,6 +12,7 @@ import numbers
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import FunctionType
@@ -201,11 +202,12 @@ def cell_of_reference(reference: str) -> Cell:
     module, _, name = place.partition(":")
     if module:
         if module.startswith("cellfuse.cells."):
-            __import__(module)
+            with suppress(ModuleNotFoundError):
+                __import__(module)
         found = _look_up(module, name)  # a module that is not there is not imported for a file's sake
     else:
-        number = int(name.removeprefix("#"))
-        found = _numbered[number]() if number < len(_numbered) else None
+        number = name.removeprefix("#")
+        found = _numbered[int(number)]() if number.isdecimal() and int(number) < len(_numbered) else None
     if not isinstance(found, Cell):
         where = f"{module}.{name}" if module else "a cell that no module holds"
         raise CellError(

@@ -5,14 +5,19 @@ Does not draw masks: see `cellfuse.nn.masks`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 
 from cellfuse.cell import Cell
 from cellfuse.cell import cell_of_reference as unmasked_of_reference
+from cellfuse.errors import CellError
 from cellfuse.graph.graph import Graph
 from cellfuse.graph.masks import MASKS, with_masks
+
+_SHARE = r"\w+=(\d+(\.\d+)?(e-\d+)?)?"
+_OPTIONS = re.compile(rf"({_SHARE}(,{_SHARE})*)?\+[01]")
 
 Zoneout = tuple[tuple[str, float | None], ...]
 
@@ -84,6 +89,8 @@ def cell_of_reference(reference: str) -> Cell:
     base = unmasked_of_reference(name)
     if not options:
         return base
+    if not _OPTIONS.fullmatch("+".join(options)):
+        raise CellError(f"the masks of the cell are {'+'.join(options)!r}, expected 'STATE=SHARE,...+0|1'")
     shares = dict(part.split("=") for part in options[0].split(",") if part)
     zoneout = {state: float(share) if share else None for state, share in shares.items()}
     return masked(base, zoneout, options[1] == "1")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import cellfuse as cf
 from cellfuse.errors import CellError, TraceError
 from cellfuse.graph import trace
+from cellfuse.graph.backward import backward
 from cellfuse.graph.expr import leaf
 from cellfuse.graph.graph import Graph
 from cellfuse.graph.interpret import interpret
@@ -272,6 +273,23 @@ def test_value_and_gradient_are_those_of_torch(monkeypatch, name, function):
         for one, other in zip(ours, theirs, strict=True):
             # torch divides by a float32 6 in hardsigmoid's gradient
             torch.testing.assert_close(one, other, rtol=1e-7 if name == "hardsigmoid" else 1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("function", FORMS["clamp"] + FORMS["clip"])
+def test_clamp_at_nan_and_infinity_is_torchs(function):
+    odd = [torch.nan, torch.inf, -torch.inf, 0.0, 1.0, -1.0]
+    tensors = [torch.tensor(v, dtype=torch.float64).requires_grad_() for v in (odd, odd[::-1], [2.0] * 6)]
+    graph = traced(function)
+    want = function(*tensors)
+    (got,) = torch_function(graph)(*tensors, {"H": torch.tensor(6.0, dtype=torch.float64)})
+    torch.testing.assert_close(got, want, equal_nan=True)
+    theirs = torch.autograd.grad(want.sum(), tensors, allow_unused=True, materialize_grads=True)
+    ours = torch.autograd.grad(got.sum(), tensors, allow_unused=True, materialize_grads=True)
+    plain = dict(zip("abp", (v.detach().numpy() for v in tensors), strict=True)) | {"d(y)": np.ones(6)}
+    defined = interpret(backward(graph), plain, {"H": 6})
+    for eager, third, other in zip(ours, defined, theirs, strict=True):
+        assert torch.equal(eager, other)
+        np.testing.assert_array_equal(np.broadcast_to(third, 6), other)
 
 
 def test_every_traceable_function_has_a_form():

@@ -268,6 +268,12 @@ def test_the_choice_of_a_backend_can_be_asked_for():
     assert cf.GRU(3, 256).why_not(x)["cpu"] == ""
     assert lstm.double().why_not(x.double())["cpu"] == ""
     assert "no operator for the cell mgu" in mgu.why_not(x)["aten"]
+    assert cf.why_not(lstm, x.double()) == cf.why_not(mgu, x) == ""
+    assert "takes longer than 1 time steps" in cf.why_not(cf.GRU(3, 512), x.repeat(1, 16, 1)[:1])
+    assert cf.why_not(cf.GRU(3, 512, backend="cpu"), x.repeat(1, 16, 1)[:1]) == ""
+    assert cf.why_not(cf.GRU(3, 4, backend="eager"), x) == "it was made with backend='eager'"
+    with pytest.raises(cf.errors.ConvertError, match=r"got GRU\. `cf\.convert` makes one of"):
+        cf.why_not(torch.nn.GRU(3, 4), x)
     with pytest.raises(cf.errors.BackendError, match="no operator for the cell mgu"):
         cf.cells.mgu.layer(3, 4, backend="aten")(x)
     with pytest.raises(cf.errors.OptionError, match="use 'auto' or one of cpu, cuda, aten, eager"):

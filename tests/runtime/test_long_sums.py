@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import cellfuse as cf
+from cellfuse.runtime import kernel_call
 
 STEPS, BATCH, INPUTS, UNITS = 1000, 32, 32, 64
 
@@ -31,6 +33,46 @@ def test_error_after_many_rows_is_at_most_twice_torchs(name, seed):
         for norm in (2, torch.inf):
             ratio = (error.flatten().norm(norm) / allowed.flatten().norm(norm)).item()
             assert ratio <= 2, f"{what}, norm {norm}: error {ratio:.2f} times torch's"
+
+
+@pytest.mark.parametrize("units", [16, 64])
+def test_error_of_long_sums_that_grow_is_below_torchs(units):
+    """Sums of terms with a mean: what rounding takes from them grows with them."""
+    torch.manual_seed(units)
+    theirs = torch.nn.LSTM(INPUTS, units)
+    ours = cf.LSTM(INPUTS, units, backend="cpu")
+    ours.load_state_dict(theirs.state_dict())
+    x, weighting = torch.randn(5000, 8, INPUTS) + 0.5, torch.randn(5000, 8, units) + 0.5
+    got, base = gradients(ours, x, weighting), gradients(theirs, x, weighting)
+    exact = gradients(theirs.double(), x.double(), weighting.double())
+    for what in ("weight_ih_l0", "weight_hh_l0"):
+        ratio = ((got[what] - exact[what]).norm() / (base[what] - exact[what]).norm()).item()
+        assert ratio <= 1, f"{what}: error {ratio:.2f} times torch's"
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sums_in_groups_are_whole(monkeypatch, threads, is_packed):
+    if threads == 1:
+        monkeypatch.setattr(kernel_call, "_QUICK", 1)  # one chunk in a native call
+    theirs = torch.nn.LSTM(3, 19, bidirectional=True, dtype=torch.float64)
+    ours = cf.LSTM(3, 19, bidirectional=True, dtype=torch.float64, backend="cpu")
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2111, 3, 3, dtype=torch.float64)
+    if is_packed:
+        x = pack_padded_sequence(x, torch.tensor([2111, 1900, 501]))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = []
+        for each in (ours, theirs):
+            output = each(x)[0]
+            total = (output.data if is_packed else output).sum()
+            found.append(torch.autograd.grad(total, list(each.parameters())))
+    finally:
+        torch.set_num_threads(before)
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
 def test_a_sum_that_is_infinite_stays_so():

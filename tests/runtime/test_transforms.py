@@ -268,6 +268,34 @@ def test_an_operator_refuses_tensors_of_other_sizes():
         library.forward(x, [h], weights, None, text.replace(layer.cell._meaning, "0" * 16), False)
     with pytest.raises(cf.errors.CellError, match="Import the module"):
         library.forward(x, [h], weights, None, text.replace("cellfuse.cells.gru", "nowhere"), False)
+    with pytest.raises(cf.errors.ShapeError, match=r"the first state is \[\], expected \[B, H\]"):
+        library.forward(x[0], [torch.tensor(0.0)], weights, torch.tensor([B]), text, False)
+    with pytest.raises(cf.errors.ShapeError, match="named weight_ih, weight_hh, bias_ih, nothing, expected"):
+        library.forward(x, [h], weights, None, text.replace("bias_hh", "nothing"), False)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("", "garbage", "the direction is 'garbage.*expected 'CELL cpu|cuda H=1"),
+        ("H=", "H=x", "the direction is '.*H=x.*expected 'CELL"),
+        (" cpu ", " tpu ", "the direction is '.* tpu .*expected 'CELL"),
+        ("N=1", "N=0", "the direction is '.*N=0.*expected 'CELL"),
+        ("cells.gru", "cells.garbage", "cellfuse.cells.garbage.gru is not here"),
+        ("cellfuse.cells.gru:gru:", "garbage", "a cell that no module holds is not here"),
+        ("cellfuse.cells.gru:gru:", ":#garbage:", "a cell that no module holds is not here"),
+        (" cpu", "+h=x+1 cpu", r"the masks of the cell are 'h=x\+1', expected"),
+        (" cpu", "+h cpu", "the masks of the cell are 'h', expected"),
+    ],
+)
+def test_an_operator_says_which_text_it_takes(old, new, message):
+    layer = cf.GRU(I, H)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    text = Direction(layer.cell, Sizes(H), True, False, False, names).text
+    weights = [value.detach() for value in layer.parameters()]
+    given = torch.randn(T, B, I), [torch.randn(B, H)], weights, None
+    with pytest.raises(cf.errors.CellError, match=message):
+        library.forward(*given, text.replace(old, new, 1) if old else new, False)
 
 
 def test_an_exported_program_takes_every_length_and_batch(tmp_path):

@@ -440,9 +440,16 @@ def _layer_norm(
 
 
 def _clamp(input: Any, min: Any = None, max: Any = None) -> Any:
-    # Not the operations max and min: at the bounds torch gives clamp's input the whole gradient.
-    lifted = input if min is None else make("where", make("lt", input, min), min, input)
-    return lifted if max is None else make("where", make("gt", lifted, max), max, lifted)
+    # Not the operations max and min: at the bounds torch gives clamp's input the whole gradient, at NaN none.
+    lifted = input if min is None else _bounded(input, "ge", "lt", min)
+    return lifted if max is None else _bounded(lifted, "le", "gt", max)
+
+
+def _bounded(input: Any, inside: str, outside: str, bound: Any) -> Symbol:
+    neither = make("detach", make("add", input, bound))  # NaN
+    return make(
+        "where", make(inside, input, bound), input, make("where", make(outside, input, bound), bound, neither)
+    )
 
 
 def _hardtanh(input: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:

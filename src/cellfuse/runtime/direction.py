@@ -5,6 +5,7 @@ No derivatives of the kernel here: see `library`. The formula is plain torch, wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cellfuse.cell import Cell
 from cellfuse.codegen.cpu.layout import Sizes
+from cellfuse.errors import CellError, ShapeError
 from cellfuse.masked import cell_of_reference
 from cellfuse.runtime import cuda_step, eager
 from cellfuse.runtime.case import Case, Weights
@@ -24,6 +26,9 @@ from cellfuse.runtime.per_step import PerStep
 from cellfuse.runtime.times import Times, equal_times, packed_times
 from cellfuse.runtime.whole_loop import WholeLoop
 
+_TEXT = re.compile(
+    r"(\S+) (cpu|cuda) H=([1-9]\d*) P=(\d+) N=([1-9]\d*) bias=([01]) reverse=([01]) recompute=([01]) ?(.*)"
+)
 _BUFFERS = ("products", "kept", "kept_numbers", "output")
 
 
@@ -104,7 +109,7 @@ class Direction:
 
     def times(self, values: Sequence[Tensor], batch_sizes: Tensor | None) -> Times:
         """The time steps."""
-        x, batch = values[0], values[1].shape[0]
+        x, batch = values[0], batch_of(values[1:])
         if batch_sizes is None:
             return equal_times(x.shape[0], batch, self.is_reverse)
         return packed_times(batch_sizes, len(x), batch, self.is_reverse)
@@ -117,7 +122,7 @@ class Direction:
     def shapes(self, values: Sequence[Tensor], batch_sizes: Tensor | None, keep: bool) -> list[tuple]:
         """(shape, dtype) of what `forward` returns. The numbers may be symbols of torch.compile."""
         x, states, _ = self.split(values)
-        kernel, batch = self.kernel(x), states[0].shape[0]
+        kernel, batch = self.kernel(x), batch_of(states)
         is_whole = keep and self.may_be_whole(x, batch_sizes is not None)
         shape = kernel.columns.shape(kernel.program.output)
         width = {"H": self.sizes.hidden, "P": self.sizes.projected}
@@ -255,12 +260,24 @@ def direction_text(
 @lru_cache(maxsize=1024)
 def direction_of(text: str) -> Direction:
     """The direction with this text."""
-    reference, backend, *rest = text.split(" ")
-    H, P, N, *flags = (int(part.partition("=")[2]) for part in rest[:6])
+    found = _TEXT.fullmatch(text)
+    if found is None:
+        raise CellError(
+            f"cellfuse operator: the direction is {text!r}, expected "
+            "'CELL cpu|cuda H=1 P=0 N=1 bias=0|1 reverse=0|1 recompute=0|1 NAMES', as torch.compile writes it"
+        )
+    reference, backend, *rest, names = found.groups()
+    H, P, N, *flags = map(int, rest)
     has_bias, is_reverse, recompute = map(bool, flags)
-    names = tuple(name for name in rest[6:] if name)
     cell, sizes = cell_of_reference(reference), Sizes(H, P, N)
-    return Direction(cell, sizes, has_bias, is_reverse, recompute, names, backend)
+    return Direction(cell, sizes, has_bias, is_reverse, recompute, tuple(names.split()), backend)
+
+
+def batch_of(states: Sequence[Tensor]) -> int:
+    """B, of packed input, too."""
+    if states[0].dim() != 2:
+        raise ShapeError(f"cellfuse operator: the first state is {list(states[0].shape)}, expected [B, H]")
+    return states[0].shape[0]
 
 
 def _rows(x: Tensor) -> Tensor:

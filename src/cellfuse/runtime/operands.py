@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from cellfuse.errors import ShapeError
-from cellfuse.runtime.direction import Direction
+from cellfuse.runtime.direction import Direction, batch_of
 from cellfuse.slots import slots
 
 
@@ -31,7 +31,7 @@ def check(
         raise ShapeError(f"cellfuse operator: x is {list(x.shape)}, expected [T, B, I], or [N, I] if packed")
     columns = direction.kernel(x).columns
     width = {"H": sizes.hidden, "P": sizes.projected, "N": sizes.hidden // sizes.heads}
-    batch = x.shape[1] if batch_sizes is None else states[0].shape[0] if states else 0
+    batch = x.shape[1] if batch_sizes is None else batch_of(states)
     wanted = {
         slot.name: list(slot.shape)
         for slot in slots(
@@ -46,6 +46,11 @@ def check(
     for name, place in columns.masks.items():
         lead = [batch] if columns.program.buffers[place.buffer].rows == "batch" else list(x.shape[:-1])
         wanted[name] = [*lead, width[columns.shape(place)[0]]]
+    if sorted(direction.names) != sorted(wanted):
+        raise ShapeError(
+            f"cellfuse operator: the weights are named {', '.join(direction.names)}, expected "
+            f"{', '.join(wanted)}"
+        )
     named = [("x", x, list(x.shape))]
     for letter, value, shape in zip(cell.states, states, direction.kernel(x).shapes, strict=True):
         named.append((f"state {letter}", value, [batch, width[shape[0]]]))

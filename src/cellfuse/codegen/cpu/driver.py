@@ -37,6 +37,7 @@ CALL = (
     *("gradients_slot", "gradients", "gradients_step", "gradients_whole"),
     *("dx", "dx_step", "turned_panels"),  # dx null: not wanted
     *("outers", "outer_count"),  # see OUTER
+    "group",  # chunks whose products are summed by themselves, in `part`; 0: all in `out`
     *("rights", "lefts"),  # packed right operands; turned left ones, a block a thread
     *("sums", "lost"),  # of the gradients over all rows; what rounding took from each so far
 )
@@ -50,6 +51,7 @@ OUTER = (
     "right",  # row 0 of the other values; null: columns of the gradients from `column` on
     *("column", "right_step", "right_width"),
     *("out", "out_step"),
+    "part",  # where the sums of a group of chunks are
     *("packed", "is_packed"),  # where in `rights`, in numbers for each row; whether it stands there already
 )
 RIGHT, OUT = OUTER.index("right"), OUTER.index("out")
@@ -246,9 +248,9 @@ class _Driver:
         if self.is_backward:
             step = code.mul(begin, self._slot("gradients_step"))
             chunk = code.at(gradients, step)
-            is_first = code.let(f"icmp eq i64 {last}, {steps}")
+            number = code.let(f"udiv i64 {code.sub(steps, last)}, {self._slot('chunk')}")
             self._dx(begin, rows, chunk)
-            self._outers(begin, rows, chunk, is_first)
+            self._outers(begin, rows, chunk, number, code.let(f"icmp eq i64 {first}, 0"))
             self._meet()
 
     def _base(self, name: str, begin: Int) -> str:
@@ -297,24 +299,34 @@ class _Driver:
         code = self.code
         at = code.mul(index, len(OUTER))
         outers = self._slot("outers", "ptr")
-        pointers = ("right", "out")
+        pointers = ("right", "out", "part")
         return {
             name: code.slot(outers, code.add(at, k), "ptr" if name in pointers else "i64")
             for k, name in enumerate(OUTER)
         }
 
-    def _outers(self, begin: str, rows: Int, gradients: str, is_first: str) -> None:
-        """Gradients of matrices, some rows at a time; threads share the gradients' columns."""
+    def _outers(self, begin: str, rows: Int, gradients: str, number: str, is_last: str) -> None:
+        """Gradients of matrices, some rows at a time; threads share the gradients' columns.
+
+        Chunk `number` in a group adds to the group's sums, which are added to the gradients after its last
+        one: additions to one sum are few, since its error grows with their number.
+        """
         code, lanes = self.code, self.code.lanes
         step, rights = self._slot("gradients_step"), self._slot("rights", "ptr")
         count = self._slot("outer_count")
         lefts = code.at(self._slot("lefts", "ptr"), code.mul("%thread", large.LEFTS * large.STEPS))
         mine, end = self._share(step, lanes)
+        group, is_grouped = self._slot("group"), self._is("group")
+        size = code.let(f"select i1 {is_grouped}, i64 {group}, i64 {1 << 62}")
+        place = code.let(f"urem i64 {number}, {size}")
+        is_first = code.let(f"icmp eq i64 {number}, 0")
+        is_group_first = code.let(f"icmp eq i64 {place}, 0")
         with code.loop(0, rows, large.STEPS) as block:
             n = code.smaller(code.sub(rows, block.index), large.STEPS)
             lines = code.at(gradients, code.mul(block.index, step))
             is_start = code.let(f"icmp eq i64 {block.index}, 0")
             is_new = code.let(f"and i1 {is_first}, {is_start}")
+            is_group_new = code.let(f"and i1 {is_group_first}, {is_start}")
             with code.loop(0, count) as outer:
                 self._pack_right(self._outer_slots(outer.index), begin, block.index, n, lines)
             self._meet()
@@ -332,12 +344,13 @@ class _Driver:
                     with code.where(code.let(f"icmp slt i64 {low}, {high}")):
                         turned = code.at(lefts, code.mul(code.sub(low, left.index), large.STEPS))
                         row = code.sub(low, slots["left"])
-                        out = code.at(slots["out"], code.mul(row, slots["out_step"]))
+                        sums = code.let(f"select i1 {is_grouped}, ptr {slots['part']}, ptr {slots['out']}")
+                        out = code.at(sums, code.mul(row, slots["out_step"]))
                         panels = code.at(rights, code.mul(slots["packed"], n))
                         code.do(
                             f"call void @outer_products(ptr {turned}, i64 {code.sub(high, low)}, i64 {n}, "
                             f"ptr {panels}, i64 {slots['right_width']}, ptr {out}, i64 {slots['out_step']}, "
-                            f"i1 {is_new})"
+                            f"i1 {is_group_new})"
                         )
             sums, lost = (code.at(self._slot(name, "ptr"), mine) for name in ("sums", "lost"))
             code.do(
@@ -345,6 +358,17 @@ class _Driver:
                 f"i64 {code.sub(end, mine)}, ptr {sums}, ptr {lost}, i1 {is_new})"
             )
             self._meet()
+        is_full = code.let(f"icmp eq i64 {code.add(place, 1)}, {size}")
+        ends = code.let(f"or i1 {is_full}, {is_last}")
+        with code.where(code.let(f"and i1 {is_grouped}, {ends}")), code.loop(0, count) as outer:
+            slots = self._outer_slots(outer.index)
+            low = self._larger(mine, slots["left"])
+            high = code.smaller(end, code.add(slots["left"], slots["width"]))
+            shift = code.mul(code.sub(low, slots["left"]), slots["out_step"])
+            part, out = code.at(slots["part"], shift), code.at(slots["out"], shift)
+            size = code.mul(code.sub(high, low), slots["out_step"])
+            is_new = code.let(f"icmp slt i64 {number}, {group}")
+            code.do(f"call void @add_all(ptr {part}, ptr {out}, i64 {size}, i1 {is_new})")
 
     def _pack_right(self, slots: dict[str, str], begin: str, block: str, n: str, lines: str) -> None:
         code, lanes = self.code, self.code.lanes

@@ -23,13 +23,14 @@ _GEMM = (
 
 
 def emit_large(module: Module, target: Target) -> None:
-    """gemm, pack_rows, pack_columns, outer_products and add_rows, with what they call."""
+    """gemm, pack_rows, pack_columns, outer_products, add_all and add_rows, with what they call."""
     _emit_panel(module, target)
     _emit_gemm(module, target)
     _emit_pack_rows(module, target)
     _emit_pack_columns(module, target)
     _emit_turn(module)
     _emit_outer(module, target)
+    _emit_add_all(module)
     _emit_add_rows(module)
 
 
@@ -150,6 +151,16 @@ def _emit_outer(module: Module, target: Target) -> None:
             k.next = [out, "%ldo"]
     arguments = ("ptr %turned", "i64 %rows", "i64 %k", "ptr %panels", "i64 %columns", "ptr %out", "i64 %ldo")
     code.define("outer_products", (*arguments, "i1 %is_first"))
+
+
+def _emit_add_all(module: Module) -> None:
+    """total[count] (+)= part[count], whole vectors."""
+    code = Code(module)
+    with code.loop(0, "%count", code.lanes) as vector:
+        total, part = (code.at(pointer, vector.index) for pointer in ("%total", "%part"))
+        old = code.load(code.let(f"select i1 %is_first, ptr @zeros, ptr {total}"))
+        code.store(code.binary("fadd", old, code.load(part)), total)
+    code.define("add_all", ("ptr %part", "ptr %total", "i64 %count", "i1 %is_first"))
 
 
 def _emit_add_rows(module: Module) -> None:
