@@ -366,9 +366,9 @@ class _Driver:
             high = code.smaller(end, code.add(slots["left"], slots["width"]))
             shift = code.mul(code.sub(low, slots["left"]), slots["out_step"])
             part, out = code.at(slots["part"], shift), code.at(slots["out"], shift)
-            size = code.mul(code.sub(high, low), slots["out_step"])
+            numbers = code.mul(code.sub(high, low), slots["out_step"])
             is_new = code.let(f"icmp slt i64 {number}, {group}")
-            code.do(f"call void @add_all(ptr {part}, ptr {out}, i64 {size}, i1 {is_new})")
+            code.do(f"call void @add_all(ptr {part}, ptr {out}, i64 {numbers}, i1 {is_new})")
 
     def _pack_right(self, slots: dict[str, str], begin: str, block: str, n: str, lines: str) -> None:
         code, lanes = self.code, self.code.lanes
