@@ -1,6 +1,8 @@
 """Data flows one way, so imports do too: a module imports only from its own level's left."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import cellfuse
@@ -50,3 +52,37 @@ def test_the_checker_sees_wrong_imports(tmp_path):
     assert "graph/bad.py imports cellfuse.nn" in found
     assert "graph/heavy.py imports torch" in found
     assert "train/bad.py imports cellfuse.bench" in found
+
+
+# What takes long to load and is for some uses only: torch's compiler alone takes two seconds.
+HEAVY = (
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "llvmlite",
+    "matplotlib",
+    "cellfuse.train",
+    "cellfuse.bench",
+)
+
+
+def loaded(code):
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], stdout=subprocess.PIPE
+    )
+    return set(done.stdout.decode().split())
+
+
+def test_what_takes_long_to_load_is_not_loaded_before_it_is_needed():
+    assert loaded("import torch, cellfuse").isdisjoint(HEAVY)
+
+
+def test_a_layer_that_is_not_compiled_does_not_load_the_compiler():
+    code = """
+import torch, cellfuse as cf
+layer, x = cf.LSTM(3, 4), torch.randn(5, 2, 3)
+layer(x, reset=torch.rand(5, 2) < 0.5)[0].sum().backward()
+layer.eval().requires_grad_(False)
+layer.stepper(2)(x[0])
+"""
+    assert loaded(code).isdisjoint(HEAVY[:3])

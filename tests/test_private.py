@@ -1,5 +1,6 @@
 """Every private name of torch that we use still exists and still says what we think it says."""
 
+import sys
 import weakref
 from pathlib import Path
 
@@ -133,3 +134,21 @@ def test_hooks_for_all_modules_are_seen():
     assert private.has_global_hooks()
     handle.remove()
     assert not private.has_global_hooks()
+
+
+def test_a_constant_in_graphs_is_asked_for_while_they_are_traced():
+    asked = []
+
+    @private.constant_in_graphs
+    def size():
+        asked.append(torch.compiler.is_compiling())  # nothing that a graph may contain
+        return 2 + len(sys.argv[:0])
+
+    compiled = torch.compile(lambda x: x * size(), backend="eager", fullgraph=True)
+    for _ in range(2):
+        assert torch.equal(compiled(torch.ones(3)), torch.full((3,), 2.0))
+    assert len(asked) == 1
+    assert (
+        size._dynamo_marked_constant
+        == torch.compiler.assume_constant_result(lambda: 2)._dynamo_marked_constant
+    )

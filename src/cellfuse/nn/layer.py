@@ -377,7 +377,10 @@ class Layer(nn.RNNBase):
     def _run(self, case: Case, reset: Tensor | None) -> Result:
         if reset is None:
             return self._run_drawn(case)
-        return resets.run(
+        run = resets.run
+        if torch.compiler.is_compiling():
+            from cellfuse.runtime.resets_in_graphs import run
+        return run(
             case,
             reset,
             lambda batch: self.initial_states(batch, case.states[0]),

@@ -14,6 +14,7 @@ from cellfuse.cell import Cell
 from cellfuse.masked import Masked
 from cellfuse.runtime.case import Case, Result, Weights
 from cellfuse.runtime.private import (
+    constant_in_graphs,
     has_onednn_bfloat16,
     has_onednn_float16,
     is_dispatch_mode_active,
@@ -49,7 +50,7 @@ def why_not(case: Case) -> str:
 
 
 # A constant, because torch.compile, which the exporter may use, takes torch's own answer for False.
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def is_onnx_export() -> bool:
     """Whether torch.onnx.export is looking."""
     return torch.onnx.is_in_onnx_export()

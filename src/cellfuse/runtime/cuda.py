@@ -18,6 +18,7 @@ from cellfuse.runtime import aten, cuda_driver, cuda_step, eager, op
 from cellfuse.runtime.case import Case, Result
 from cellfuse.runtime.per_step import REAL
 from cellfuse.runtime.private import (
+    constant_in_graphs,
     is_dispatch_mode_active,
     is_forward_ad_active,
     is_functorch_active,
@@ -73,7 +74,7 @@ def _names(dtypes: dict[torch.dtype, torch.dtype]) -> list[str]:
     return [str(dtype).removeprefix("torch.") for dtype in dtypes]
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _why_no_device(index: int | None) -> str:
     """Why no kernel can run on this device, whatever the case."""
     why = cuda_driver.why_not()
@@ -85,7 +86,7 @@ def _why_no_device(index: int | None) -> str:
     return ""
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _is_exporting() -> bool:
     """Not asked in a graph: there torch 2.11 answers that it exports when it compiles, too."""
     return torch.compiler.is_exporting()

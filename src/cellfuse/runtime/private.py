@@ -7,10 +7,12 @@ import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.autograd import forward_ad
+
+_T = TypeVar("_T")
 
 
 def is_functorch_active() -> bool:
@@ -33,6 +35,15 @@ def similarity(values: Sequence[torch.Tensor]) -> Callable[..., bool]:
     made = torch._C._dynamo.guards.TensorGuards(*values, dynamic_dims_sizes=None, dynamic_dims_strides=None)
     check: Callable[..., bool] = made.check
     return check
+
+
+def constant_in_graphs(function: Callable[..., _T]) -> Callable[..., _T]:
+    """Decorates what torch.compile is to call while it traces, and to take the result for a constant.
+
+    torch.compiler.assume_constant_result does no more, but loads torch's whole compiler, two seconds.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def is_forward_ad_active() -> bool:

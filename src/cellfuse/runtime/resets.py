@@ -34,10 +34,6 @@ class Pieces:
     last: Tensor
 
 
-_WHY = "cellfuse: reset= cuts sequences by its values, which a compiled graph does not know"
-
-
-@torch.compiler.disable(reason=_WHY)
 def run(case: Case, reset: Tensor, initial: Callable[[int], tuple[Tensor, ...]], run: Callable) -> Result:
     """Run a case whose sequences start anew where `reset` is true.
 
