@@ -198,7 +198,7 @@ def _emit_tile(module: Module, rows: int, width: int, limits: tuple[int, ...], i
     sets = 1
     while sets < 4 and size * sets < 10 and size * sets * 2 <= limits[width] * width + 4:
         sets *= 2
-    unroll = max(sets, 4 if size < 12 else 2)
+    unroll = max(sets, 4) if size < 12 else 1  # beside many sums the loop's own work costs nothing
     lines = [code.at("%a", code.mul("%lda", row)) for row in range(rows)]
     sums = [code.constant(0.0)] * (size * sets)
 
@@ -224,11 +224,12 @@ def _emit_tile(module: Module, rows: int, width: int, limits: tuple[int, ...], i
                 code.prefetch(code.at(following, step), level=2)
         loop.next = values
     sums = loop.results
-    with code.loop(whole, "%k", 1, [(code.vector, value) for value in sums[:size]]) as loop:
-        values = list(loop.values)
-        one(loop.index, 0, values)
-        loop.next = values
-    sums[:size] = loop.results
+    if unroll > 1:
+        with code.loop(whole, "%k", 1, [(code.vector, value) for value in sums[:size]]) as loop:
+            values = list(loop.values)
+            one(loop.index, 0, values)
+            loop.next = values
+        sums[:size] = loop.results
     while sets > 1:
         sets //= 2
         half = size * sets
