@@ -199,7 +199,7 @@ def cell_of_reference(reference: str) -> Cell:
         CellError: there is none here, or it computes something else.
     """
     place, _, meaning = reference.rpartition(":")
-    module, _, name = place.partition(":")
+    module, _, name = place.rpartition(":")
     if module:
         if module.startswith("cellfuse.cells."):
             with suppress(ModuleNotFoundError):

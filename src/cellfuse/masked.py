@@ -16,7 +16,7 @@ from cellfuse.errors import CellError
 from cellfuse.graph.graph import Graph
 from cellfuse.graph.masks import MASKS, with_masks
 
-_SHARE = r"\w+=(\d+(\.\d+)?(e-\d+)?)?"
+_SHARE = r"[^=,+]+=(\d+(\.\d+)?(e-\d+)?)?"
 _OPTIONS = re.compile(rf"({_SHARE}(,{_SHARE})*)?\+[01]")
 
 Zoneout = tuple[tuple[str, float | None], ...]
@@ -85,8 +85,9 @@ def has_masks(cell: Cell) -> bool:
 
 def cell_of_reference(reference: str) -> Cell:
     """As `cellfuse.cell.cell_of_reference`, masked cells included."""
-    name, *options = reference.split("+")
-    base = unmasked_of_reference(name)
+    place, _, rest = reference.rpartition(":")  # the name of a module may hold anything
+    meaning, *options = rest.split("+")
+    base = unmasked_of_reference(f"{place}:{meaning}")
     if not options:
         return base
     if not _OPTIONS.fullmatch("+".join(options)):

@@ -33,7 +33,8 @@ class Case:
     Attributes:
         kind: of KINDS; step: time step by time step; both: "quick", in both directions.
         is_at_end: whether memory stands before its guard, else behind it.
-        cuts: whether there is little in a chunk of time steps, and little is worth another thread.
+        cuts: whether there is little in a chunk of time steps, little is worth another thread, and few
+            rows are summed in groups.
     """
 
     cell: str
@@ -166,7 +167,7 @@ def check(case):
     """Fail if a result is wrong or a mark was written; a fault ends the process."""
     torch.manual_seed(case.seed)
     torch.set_num_threads(case.threads)
-    sizes = {"_WORTH": 1, "_WORTH_MEETING": 1, "CHUNK": 1 << 10, "ROWS": 20} if case.cuts else {}
+    sizes = {"_WORTH": 1, "_WORTH_MEETING": 1, "CHUNK": 1 << 10, "ROWS": 20, "_MANY": 0} if case.cuts else {}
     before = {name: getattr(fused, name) for name in sizes} | {"sequence": quick.sequence}
     for name, value in sizes.items():
         setattr(fused, name, value)

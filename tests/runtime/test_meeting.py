@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import llvmlite.binding as llvm
 import pytest
+
+from cellfuse.codegen.cpu import threads
+from cellfuse.codegen.cpu.target import TARGETS
 
 # Threads share the units of a single sequence and meet in every time step.
 _ON_ONE_CORE = """
@@ -38,3 +43,18 @@ def test_two_threads_on_one_core_do_not_burn_each_others_time() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 20  # 2 to 5 beside other work; 230 where a thread looks and looks
+
+
+@pytest.mark.parametrize("target", ["sse", "neon"])
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+def test_how_threads_wait_on_every_platform(monkeypatch, platform, target) -> None:
+    monkeypatch.setattr(threads, "sys", SimpleNamespace(platform=platform))
+    text = threads.emit_meet(TARGETS[target])
+    llvm.parse_assembly(text).verify()
+    sleep = text[text.index("\nsleep:") : text.index("\nmet:")]
+    waits = {
+        "linux": f"@syscall(i64 {202 if target == 'sse' else 98}, ptr %arrived, i32 128, i64 %now",
+        "darwin": "@sched_yield()",
+        "win32": "@llvm.x86.sse2.pause()" if target == "sse" else "",
+    }
+    assert waits[platform] in sleep

@@ -1,6 +1,8 @@
 """Every transform of torch on the cpu backend equals the same transform of the formula, or raises."""
 
+import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 import cellfuse as cf
 from cellfuse.codegen.cpu.layout import Sizes
+from cellfuse.masked import masked
 from cellfuse.runtime import library
-from cellfuse.runtime.direction import Direction
+from cellfuse.runtime.direction import Direction, direction_of
 from cellfuse.runtime.fused import Fused
 
 
@@ -296,6 +299,21 @@ def test_an_operator_says_which_text_it_takes(old, new, message):
     given = torch.randn(T, B, I), [torch.randn(B, H)], weights, None
     with pytest.raises(cf.errors.CellError, match=message):
         library.forward(*given, text.replace(old, new, 1) if old else new, False)
+
+
+@pytest.mark.parametrize("module", ["plain", "with a blank", "with+plus", "with:colon", "two\nlines"])
+@pytest.mark.parametrize("share", [None, 0.1, 1e-05, 5e-324])
+def test_every_text_of_a_direction_is_read_again(monkeypatch, module, share):
+    def odd(gate, h̃):  # a name whose characters are not all letters
+        return torch.tanh(gate.n)
+
+    odd.__module__, odd.__qualname__ = module, "odd"
+    direction_of.cache_clear()  # it may hold such a cell of another run of this
+    found = SimpleNamespace(odd=cf.cell(gates="n", states=("h̃",), source="mine")(odd))
+    monkeypatch.setitem(sys.modules, module, found)
+    for cell in (found.odd, masked(found.odd, {"h̃": share}, True)):
+        direction = Direction(cell, Sizes(4), True, False, False, ("weight_ih", "weight_hh"))
+        assert direction_of(direction.text) == direction
 
 
 def test_an_exported_program_takes_every_length_and_batch(tmp_path):

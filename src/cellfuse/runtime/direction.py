@@ -27,7 +27,8 @@ from cellfuse.runtime.times import Times, equal_times, packed_times
 from cellfuse.runtime.whole_loop import WholeLoop
 
 _TEXT = re.compile(
-    r"(\S+) (cpu|cuda) H=([1-9]\d*) P=(\d+) N=([1-9]\d*) bias=([01]) reverse=([01]) recompute=([01]) ?(.*)"
+    r"(.+) (cpu|cuda) H=([1-9]\d*) P=(\d+) N=([1-9]\d*) bias=([01]) reverse=([01]) recompute=([01]) ?(.*)",
+    re.DOTALL,
 )
 _BUFFERS = ("products", "kept", "kept_numbers", "output")
 

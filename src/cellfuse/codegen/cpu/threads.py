@@ -79,7 +79,7 @@ _FUTEX = {
 def emit_meet(target: Target) -> str:
     """The text of meet(arrived, own, count), with its declarations; `own`: see `emit_own`."""
     text, declared = _MEET, []
-    names = dict(_LOOKS, SLEEP="", WAKE="", PAUSE="")
+    names = dict(_LOOKS, SLEEP="PAUSE", WAKE="", PAUSE="")  # in this order
     if target.name != "neon":
         names["PAUSE"] = "call void @llvm.x86.sse2.pause()"
         declared.append("declare void @llvm.x86.sse2.pause()")
