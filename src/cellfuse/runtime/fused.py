@@ -47,7 +47,7 @@ _WORTH_MEETING = 150_000
 
 # Rows from which on the sums of matrices' gradients are made in groups, as many as each has chunks: the error
 # of sums whose terms have a mean is then a quarter to half of torch's at 40,000 rows, before 1.5 times. With
-# less rows it is no larger than torch's, and one sum takes less memory.
+# fewer rows it is no larger than torch's, and one sum takes less memory.
 _MANY = 4096
 
 _NOTHING: Mapping[str, int] = {}
