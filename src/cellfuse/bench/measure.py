@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -217,11 +218,11 @@ def _interleave(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, l
         run()  # memory, caches, compilation
         counts[name] = max(1, round(SAMPLE_SECONDS / max(_seconds(run, 1), 1e-9)))
     times: dict[str, list[float]] = {name: [] for name in runs}
-    order = list(runs.items())
+    order, chance = list(runs.items()), random.Random(0)
     for _ in range(rounds):
+        chance.shuffle(order)  # in a fixed order each would find what the same other leaves in the caches
         for name, run in order:
             times[name].append(_seconds(run, counts[name]))
-        order.append(order.pop(0))  # each comes after each of the others equally often
     return times
 
 

@@ -19,6 +19,7 @@ from cellfuse.runtime import choice
 from cellfuse.runtime.aten import Operator
 from cellfuse.runtime.direction import Direction
 from cellfuse.runtime.fused import fused_step
+from cellfuse.runtime.low_precision import LOW
 from cellfuse.runtime.private import similarity
 from cellfuse.runtime.step import Step, is_mode_active, is_of_memory, is_plain
 from cellfuse.runtime.times import equal_times
@@ -28,6 +29,7 @@ from cellfuse.runtime.whole import Whole, is_plain_layout
 if TYPE_CHECKING:
     from cellfuse.nn.layer import Layer, State
 
+_DTYPES = (torch.float32, torch.float64, *LOW)  # of LOW torch's operator only
 _MOST = 64  # sizes that a layer remembers
 _MOST_STEPS = 4  # sizes for whose single steps it keeps memory
 _NEW: Any = object()
@@ -114,7 +116,7 @@ def sequence(layer: Layer, x: Tensor, hx: Any) -> tuple[Tensor, State] | None:
     if layer.recompute or is_mode_active() or (layer._masks is not None and layer.training):
         return None
     dtype, shape = x.dtype, x.shape
-    if (dtype is not torch.float32 and dtype is not torch.float64) or not is_of_memory(x, dtype):
+    if dtype not in _DTYPES or not is_of_memory(x, dtype):
         return None
     if len(shape) != 3 or shape[2] != layer.input_size or x.numel() == 0:
         return None
@@ -191,7 +193,7 @@ def _made(layer: Layer, x: Tensor, is_trained: bool) -> _Stack | Operator | None
             chosen = choice.choose(case, layer.backend)
         if chosen == "aten":
             return Operator(case)
-        if chosen != "cpu":
+        if chosen != "cpu" or x.dtype in LOW:
             return None
         fused = fused_step(case.cell, layer.bias, sizes, x.dtype)
         names = [name for name, _ in layer._blocks()[0].names]
