@@ -54,7 +54,7 @@ def test_the_checker_sees_wrong_imports(tmp_path):
     assert "train/bad.py imports cellfuse.bench" in found
 
 
-# What takes long to load and is for some uses only: torch's compiler alone takes two seconds.
+# What takes long to load and is for some uses only: torch's compiler alone takes more than a second.
 HEAVY = (
     "torch._dynamo",
     "torch._inductor",
@@ -67,10 +67,9 @@ HEAVY = (
 
 
 def loaded(code):
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], stdout=subprocess.PIPE
-    )
-    return set(done.stdout.decode().split())
+    command = [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return set(done.stdout.split())
 
 
 def test_what_takes_long_to_load_is_not_loaded_before_it_is_needed():
