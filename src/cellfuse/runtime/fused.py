@@ -141,7 +141,7 @@ class Fused:
         is_backward, gates = loop == "backward", len(self.program.inputs)
         chunk = self.chunk(loop, times, input_size)
         chunks = -(-times.steps // chunk)
-        group = math.isqrt(chunks) if rows > _MANY and chunks > 1 else 0
+        group = math.isqrt(chunks) if is_backward and rows > _MANY and chunks > 1 else 0
         rows = min(rows, chunk * batch)
         wide = -(-input_size // lanes) * lanes
         working = {name: strides[name] * batch for name in (f"{loop}_temp", f"{loop}_numbers")}
@@ -242,7 +242,7 @@ class Fused:
             dx_step=wide,
             outers=ctypes.addressof(session.outers),
             outer_count=len(outers),
-            group=group if is_backward else 0,
+            group=group,
         )
         return session
 
