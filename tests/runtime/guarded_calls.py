@@ -192,7 +192,8 @@ def check(case):
     eager.load_state_dict(ours.state_dict())
     x, hx, *rest = given
     want = run(case, eager, x.double(), hx and [state.double() for state in hx], *rest)
-    factor = 100 if case.cell == "layer_norm_lstm" else 1  # it divides by little where there is one unit
+    # Its only unit less its mean is 0, over a root of almost 0: what float32 rounds is enlarged.
+    factor = 100 if case.cell == "layer_norm_lstm" and case.H == 1 else 1
     for made in results:
         for k, (got, value) in enumerate(zip(made, want, strict=True)):
             assert got.shape == value.shape, (k, got.shape, value.shape)
