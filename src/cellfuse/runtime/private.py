@@ -40,7 +40,7 @@ def similarity(values: Sequence[torch.Tensor]) -> Callable[..., bool]:
 def constant_in_graphs(function: Callable[..., _T]) -> Callable[..., _T]:
     """Decorates what torch.compile is to call while it traces, and to take the result for a constant.
 
-    torch.compiler.assume_constant_result does no more, but loads torch's whole compiler, two seconds.
+    torch.compiler.assume_constant_result does no more, but loads torch's whole compiler, more than a second.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

@@ -1,6 +1,6 @@
 """`resets.run` for a layer that torch.compile traces: the graph breaks there and says why.
 
-A module of its own, because the decorator loads torch's whole compiler, two seconds.
+A module of its own, because the decorator loads torch's whole compiler, more than a second.
 """
 
 from __future__ import annotations
