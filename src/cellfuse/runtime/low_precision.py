@@ -57,9 +57,9 @@ def why_rather_not(case: Case) -> str:
     Measured on a Xeon with AMX, one thread, bfloat16, torch's time over ours, GRU and RNN: 0.4 to 0.9 with 2
     time steps or 1; from 4 to 16 sequences of 256 units 1.2 to 4; with 32 of 256 units 0.8 to 1.2 without and
     1.2 with gradients; with 32 of 512 units 0.6 to 0.9. On an EPYC with AVX-512 and bf16 0.3 to 1.2 with 1
-    or 2 time steps and 0.7 to 1.3 with 3; with 32 of 256 units 1.0 to 1.2; with 16 to 64 of 384 to 1024 units 0.7 to 1.0 without
-    gradients, with 32 and more 0.7 to 0.9 with them; with 4 and 8 of a GRU 0.8 to 0.9 without, for which no
-    rule is made.
+    or 2 time steps and 0.7 to 1.3 with 3; with 32 of 256 units 1.0 to 1.2; with 16 to 64 of 384 to 1024 units
+    0.7 to 1.0 without gradients, with 32 and more 0.7 to 0.9 with them; with 4 and 8 of a GRU 0.8 to 0.9
+    without, for which no rule is made.
     """
     if torch.compiler.is_compiling() or not is_quick_in(precision(case)):
         return ""  # compiled, the other ways are unrolled over the time steps

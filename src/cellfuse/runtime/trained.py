@@ -1,8 +1,8 @@
 """Whole sequences with gradients by one call of the kernel each way, with tables and memory made before.
 
 The sister of `whole`, for the directions of one layer. All that a direction keeps for the backward call
-stands in one tensor. Long, because where the forward call keeps it and where the backward call finds it has to
-be read together.
+stands in one tensor. Long, because where the forward call keeps it and where the backward call finds it has
+to be read together.
 """
 
 from __future__ import annotations
